@@ -1,0 +1,1 @@
+//! Models, sampler and the synchronous step; generate() is the oracle.

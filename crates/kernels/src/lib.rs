@@ -1,0 +1,1 @@
+//! Fast math with safe signatures; the one room that may hold unsafe code.

@@ -1,0 +1,1 @@
+//! Bookkeeping of KV blocks: pool, tables, hash chain, prefix index. No bytes.

@@ -1,0 +1,1 @@
+//! HTTP shapes of the OpenAI interface and their validation into types.

@@ -1,0 +1,1 @@
+//! Rank-table documents: parse, check, merge, resolve.

@@ -1,0 +1,1 @@
+//! Logs, metric names and traces shared by every process.

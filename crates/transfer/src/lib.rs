@@ -1,0 +1,1 @@
+//! Moves KV blocks from a prefill to a decode instance.

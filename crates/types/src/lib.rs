@@ -1,0 +1,13 @@
+//! Shared nouns of pdserve: ids, sampling parameters, stages, the model's identity.
+//!
+//! Nothing here parses, waits or allocates by a foreign number; the edges (`openai`, `proto`) convert into these types and validate.
+
+mod identity;
+mod ids;
+mod sampling;
+mod stage;
+
+pub use identity::{Limits, Mismatch, ModelIdentity};
+pub use ids::{Epoch, InstanceId, RequestId, RequestKey, Role, TokenId};
+pub use sampling::{FinishReason, GenerateSpec, SampledToken, SamplingParams};
+pub use stage::Stage;

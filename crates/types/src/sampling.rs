@@ -1,0 +1,98 @@
+//! What to generate and how to sample it, after validation.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::TokenId;
+
+/// How the next token is drawn from the logits. Every value is already within its bounds.
+///
+/// A temperature of 0 is greedy. The random numbers are counter-based, keyed by (`seed`, choice, output position), so a resumed
+/// attempt draws what the lost one would have drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    pub temperature: f32,
+    pub top_p: f32,
+    /// 0 = off.
+    pub top_k: u32,
+    pub min_p: f32,
+    pub seed: u64,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: f32,
+    pub logit_bias: Vec<(TokenId, f32)>,
+    pub stop_token_ids: Vec<TokenId>,
+    pub ignore_eos: bool,
+    /// EOS and stop tokens are masked before this many output tokens.
+    pub min_tokens: u32,
+    pub max_tokens: u32,
+    /// Report the sampled token's logprob and this many alternatives.
+    pub logprobs: Option<u32>,
+}
+
+impl Default for SamplingParams {
+    /// Greedy, 16 tokens.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            min_tokens: 0,
+            max_tokens: 16,
+            logprobs: None,
+        }
+    }
+}
+
+/// One attempt's work: continue `prompt + output` for each choice in `choices`.
+///
+/// `output` is what the client already has (empty on a first attempt); it counts as output for penalties, `min_tokens` and
+/// `max_tokens`. A resumed attempt has exactly one choice, since choices differ once they have output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateSpec {
+    pub prompt: Arc<[TokenId]>,
+    pub output: Vec<TokenId>,
+    pub choices: Range<u32>,
+    pub sampling: SamplingParams,
+    /// Hashed tenant salt of the prefix cache; empty = shared.
+    pub cache_salt: Vec<u8>,
+}
+
+impl GenerateSpec {
+    /// Number of tokens whose KV must exist before the next token can be sampled.
+    pub fn context_len(&self) -> usize {
+        self.prompt.len() + self.output.len()
+    }
+}
+
+/// A token as the sampler reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    pub choice: u32,
+    pub id: TokenId,
+    /// Index among the choice's output tokens.
+    pub position: u32,
+    /// Natural log of the model's probability, before temperature and penalties.
+    pub logprob: f32,
+    /// Most probable alternatives, best first; empty unless asked for.
+    pub top: Vec<(TokenId, f32)>,
+    /// Set on a choice's last token.
+    pub finish: Option<FinishReason>,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FinishReason {
+    /// EOS, a stop token, or (decided by the scheduler) a stop string.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+}

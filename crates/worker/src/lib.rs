@@ -1,0 +1,1 @@
+//! The chassis both workers sit on: engine thread, identity, health, drain.

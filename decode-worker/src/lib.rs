@@ -1,0 +1,1 @@
+//! How shipped KV becomes tokens.

@@ -1,0 +1,1 @@
+//! The front door: one binary with every role, and up to start them all.

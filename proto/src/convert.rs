@@ -1,0 +1,255 @@
+//! Wire <-> types. What comes from the wire is bounded here; inner code never sees a wire type of the control plane's nouns.
+
+use crate::control as wire;
+use types::{FinishReason, GenerateSpec, Limits, ModelIdentity, RequestId, RequestKey, SampledToken, SamplingParams};
+
+/// A message that a peer of our own version cannot have sent.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum WireError {
+    #[error("message lacks {0}")]
+    Missing(&'static str),
+    #[error("{field} is {found}, expected {expected}")]
+    OutOfRange { field: &'static str, found: String, expected: &'static str },
+}
+
+impl From<&RequestKey> for wire::Key {
+    fn from(key: &RequestKey) -> Self {
+        wire::Key { request_id: key.request.to_string(), epoch: key.epoch }
+    }
+}
+
+/// The attempt a message speaks of.
+pub fn request_key(key: Option<wire::Key>) -> Result<RequestKey, WireError> {
+    let key = key.ok_or(WireError::Missing("key"))?;
+    Ok(RequestKey { request: RequestId::from(key.request_id), epoch: key.epoch })
+}
+
+impl From<&SamplingParams> for wire::Sampling {
+    fn from(p: &SamplingParams) -> Self {
+        wire::Sampling {
+            temperature: p.temperature,
+            top_p: p.top_p,
+            top_k: p.top_k,
+            min_p: p.min_p,
+            seed: p.seed,
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            repetition_penalty: p.repetition_penalty,
+            logit_bias: p.logit_bias.iter().map(|&(token, bias)| wire::LogitBias { token, bias }).collect(),
+            stop_token_ids: p.stop_token_ids.clone(),
+            ignore_eos: p.ignore_eos,
+            min_tokens: p.min_tokens,
+            max_tokens: p.max_tokens,
+            logprobs: p.logprobs,
+        }
+    }
+}
+
+impl From<wire::Sampling> for SamplingParams {
+    fn from(p: wire::Sampling) -> Self {
+        SamplingParams {
+            temperature: p.temperature,
+            top_p: p.top_p,
+            top_k: p.top_k,
+            min_p: p.min_p,
+            seed: p.seed,
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            repetition_penalty: p.repetition_penalty,
+            logit_bias: p.logit_bias.iter().map(|b| (b.token, b.bias)).collect(),
+            stop_token_ids: p.stop_token_ids,
+            ignore_eos: p.ignore_eos,
+            min_tokens: p.min_tokens,
+            max_tokens: p.max_tokens,
+            logprobs: p.logprobs,
+        }
+    }
+}
+
+impl From<&GenerateSpec> for wire::Spec {
+    fn from(spec: &GenerateSpec) -> Self {
+        wire::Spec {
+            prompt: spec.prompt.to_vec(),
+            output: spec.output.clone(),
+            first_choice: spec.choices.start,
+            choices: spec.choices.end - spec.choices.start,
+            sampling: Some((&spec.sampling).into()),
+            cache_salt: spec.cache_salt.clone().into(),
+        }
+    }
+}
+
+/// Choices of one request, over all processes; the scheduler's own bound on `n` is lower.
+const CHOICES_MAX: u32 = 128;
+
+/// What to compute, checked for what would break a worker: no prompt, no or too many choices, several choices with output.
+pub fn generate_spec(spec: Option<wire::Spec>) -> Result<GenerateSpec, WireError> {
+    let spec = spec.ok_or(WireError::Missing("spec"))?;
+    let sampling = spec.sampling.ok_or(WireError::Missing("spec.sampling"))?;
+    if spec.prompt.is_empty() {
+        return Err(WireError::Missing("spec.prompt"));
+    }
+    let out_of_range =
+        |field, found: u32, expected| WireError::OutOfRange { field, found: found.to_string(), expected };
+    if spec.choices == 0 || spec.choices > CHOICES_MAX {
+        return Err(out_of_range("spec.choices", spec.choices, "1 to 128"));
+    }
+    if spec.choices > 1 && !spec.output.is_empty() {
+        return Err(out_of_range("spec.choices", spec.choices, "1 when output is not empty"));
+    }
+    let end = spec.first_choice.checked_add(spec.choices).filter(|&end| end <= CHOICES_MAX);
+    let end = end.ok_or_else(|| out_of_range("spec.first_choice", spec.first_choice, "0 to 127"))?;
+    Ok(GenerateSpec {
+        prompt: spec.prompt.into(),
+        output: spec.output,
+        choices: spec.first_choice..end,
+        sampling: sampling.into(),
+        cache_salt: spec.cache_salt.to_vec(),
+    })
+}
+
+impl From<&SampledToken> for wire::Token {
+    fn from(token: &SampledToken) -> Self {
+        let finish = match token.finish {
+            None => wire::Finish::None,
+            Some(FinishReason::Stop) => wire::Finish::Stop,
+            Some(FinishReason::Length) => wire::Finish::Length,
+        };
+        wire::Token {
+            choice: token.choice,
+            id: token.id,
+            position: token.position,
+            logprob: token.logprob,
+            top: token.top.iter().map(|&(id, logprob)| wire::Alternative { id, logprob }).collect(),
+            finish: finish.into(),
+        }
+    }
+}
+
+impl From<wire::Token> for SampledToken {
+    fn from(token: wire::Token) -> Self {
+        let finish = match token.finish() {
+            wire::Finish::None => None,
+            wire::Finish::Stop => Some(FinishReason::Stop),
+            wire::Finish::Length => Some(FinishReason::Length),
+        };
+        SampledToken {
+            choice: token.choice,
+            id: token.id,
+            position: token.position,
+            logprob: token.logprob,
+            top: token.top.iter().map(|a| (a.id, a.logprob)).collect(),
+            finish,
+        }
+    }
+}
+
+impl From<&ModelIdentity> for wire::ModelIdentity {
+    fn from(m: &ModelIdentity) -> Self {
+        wire::ModelIdentity {
+            digest: m.digest.clone(),
+            architecture: m.architecture.clone(),
+            dtype: m.dtype.clone(),
+            kv_dtype: m.kv_dtype.clone(),
+            layers: m.layers,
+            heads: m.heads,
+            kv_heads: m.kv_heads,
+            head_dim: m.head_dim,
+            vocab_size: m.vocab_size,
+            rope: m.rope.clone(),
+            sliding_window: m.sliding_window,
+            max_model_len: m.max_model_len,
+        }
+    }
+}
+
+impl From<wire::ModelIdentity> for ModelIdentity {
+    fn from(m: wire::ModelIdentity) -> Self {
+        ModelIdentity {
+            digest: m.digest,
+            architecture: m.architecture,
+            dtype: m.dtype,
+            kv_dtype: m.kv_dtype,
+            layers: m.layers,
+            heads: m.heads,
+            kv_heads: m.kv_heads,
+            head_dim: m.head_dim,
+            vocab_size: m.vocab_size,
+            rope: m.rope,
+            sliding_window: m.sliding_window,
+            max_model_len: m.max_model_len,
+        }
+    }
+}
+
+impl From<&Limits> for wire::Limits {
+    fn from(l: &Limits) -> Self {
+        wire::Limits {
+            block_size: l.block_size,
+            blocks_total: l.blocks_total,
+            tensor_parallel_size: l.tensor_parallel_size,
+            max_num_seqs: l.max_num_seqs,
+            max_num_batched_tokens: l.max_num_batched_tokens,
+        }
+    }
+}
+
+impl From<wire::Limits> for Limits {
+    fn from(l: wire::Limits) -> Self {
+        Limits {
+            block_size: l.block_size,
+            blocks_total: l.blocks_total,
+            tensor_parallel_size: l.tensor_parallel_size,
+            max_num_seqs: l.max_num_seqs,
+            max_num_batched_tokens: l.max_num_batched_tokens,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> GenerateSpec {
+        GenerateSpec {
+            prompt: vec![1, 2, 3].into(),
+            output: vec![],
+            choices: 0..2,
+            sampling: SamplingParams {
+                temperature: 0.5,
+                logit_bias: vec![(7, -1.5)],
+                stop_token_ids: vec![9],
+                logprobs: Some(0),
+                ..SamplingParams::default()
+            },
+            cache_salt: vec![1],
+        }
+    }
+
+    #[test]
+    fn a_spec_survives_the_wire() {
+        assert_eq!(generate_spec(Some((&spec()).into())), Ok(spec()));
+    }
+
+    #[test]
+    fn choices_with_output_are_refused() {
+        let wire = wire::Spec { output: vec![4], ..(&spec()).into() };
+        assert_eq!(
+            generate_spec(Some(wire)).unwrap_err().to_string(),
+            "spec.choices is 2, expected 1 when output is not empty"
+        );
+    }
+
+    #[test]
+    fn a_token_survives_the_wire() {
+        let token = SampledToken {
+            choice: 1,
+            id: 5,
+            position: 3,
+            logprob: -0.25,
+            top: vec![(5, -0.25)],
+            finish: Some(FinishReason::Length),
+        };
+        assert_eq!(SampledToken::from(wire::Token::from(&token)), token);
+    }
+}

@@ -1,0 +1,1 @@
+//! Writes, merges, checks and shows rank tables.

@@ -1,0 +1,1 @@
+//! All integration tests, one binary: a module says what belongs in it.

@@ -1,0 +1,1 @@
+//! Cluster harness and the integration tests, one binary.
