@@ -1,1 +1,13 @@
-fn main() {}
+use clap::Parser;
+
+/// Writes, merges, checks and shows rank tables.
+#[derive(Parser)]
+#[command(name = "ranktable-tool", version)]
+struct Cli {
+    #[command(flatten)]
+    args: ranktable_tool::Args,
+}
+
+fn main() -> anyhow::Result<()> {
+    ranktable_tool::run(Cli::parse().args)
+}
