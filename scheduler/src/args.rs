@@ -1,0 +1,91 @@
+//! What the operator typed: flags and environment of the scheduler. Nothing is decided here; see `config`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum, value_parser};
+
+/// Serve the OpenAI API in front of a cluster of prefill and decode instances.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "scheduler", version)]
+pub struct Args {
+    /// Directory of the model (Hugging Face layout); the scheduler reads tokenizer, chat template and config only.
+    #[arg(long)]
+    pub model: PathBuf,
+
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 picks a free one and logs it.
+    #[arg(long, default_value_t = 9000)]
+    pub port: u16,
+
+    /// Names that requests may use for the model; responses say the first. Default: the directory's name, and the path as typed.
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub served_model_name: Vec<String>,
+
+    /// The cluster's rank table, the same file for every role.
+    #[arg(long, env = "GLOBAL_RANK_TABLE_FILE_PATH", value_name = "FILE")]
+    pub global_rank_table: PathBuf,
+
+    /// The service entry's own table (`local_ranktable_IP_host.json`).
+    #[arg(long, env = "RANK_TABLE_FILE_PATH", value_name = "FILE")]
+    pub rank_table: PathBuf,
+
+    /// Ports of all prefill, then all decode instances, in the order of the global table: `8088,8089`. Not needed when the table names the ports.
+    #[arg(long, env = "NODE_PORTS", value_name = "P1,P2,...")]
+    pub node_ports: Option<String>,
+
+    /// 1 serves the OpenAI API; 0 asks for the plain vLLM server.
+    #[arg(long, env = "USE_OPENAI", default_value_t = 1, value_parser = value_parser!(u8).range(0..=1), value_name = "0|1")]
+    pub use_openai: u8,
+
+    /// Devices of each instance; checked against the rank table.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub tensor_parallel_size: Option<u32>,
+
+    /// Longest prompt plus output in tokens. Default: what the workers report.
+    #[arg(long, value_name = "TOKENS", value_parser = value_parser!(u32).range(1..))]
+    pub max_model_len: Option<u32>,
+
+    /// Concurrent sequences of an instance. Accepted so that all roles can share one command line; the workers act on it.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_num_seqs: Option<u32>,
+
+    /// Tokens of one step of an instance; at least --max-model-len. The workers act on it.
+    #[arg(long, value_name = "TOKENS", value_parser = value_parser!(u32).range(1..))]
+    pub max_num_batched_tokens: Option<u32>,
+
+    /// Quantisation of the weights. The workers act on it.
+    #[arg(long, value_name = "METHOD")]
+    pub quantization: Option<String>,
+
+    /// Requests in flight; one more is answered 429.
+    #[arg(long, default_value_t = 4096, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_concurrent_requests: u32,
+
+    /// Requests that may wait for room on the instances; one more is answered 429.
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub max_waiting_requests: u32,
+
+    /// Seconds a request may wait for room before it is answered 503.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub max_wait: u64,
+
+    /// Whether a decode instance may compute a prompt itself.
+    #[arg(long, value_enum, default_value_t = LocalPrefill::Auto, env = "PDSERVE_LOCAL_PREFILL")]
+    pub local_prefill: LocalPrefill,
+}
+
+/// When a decode instance computes a prompt itself, without a hand-over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LocalPrefill {
+    /// When that is expected to be sooner (a short or cached prompt, an idle decode instance), or no prefill instance is left.
+    #[default]
+    Auto,
+    /// Never: without a prefill instance requests are answered 503.
+    Never,
+    /// Always: prefill instances stay idle.
+    Always,
+}

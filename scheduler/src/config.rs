@@ -1,0 +1,227 @@
+//! What the scheduler runs on, decided from the arguments before a port is bound. A `Config` in hand is consistent.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
+use types::{InstanceId, Role};
+
+use crate::args::{Args, LocalPrefill};
+
+/// Everything the scheduler needs to know. Tests build it directly with [`Config::new`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where tokenizer, chat template and config.json lie.
+    pub model: PathBuf,
+    /// Names that requests may use; responses say the first. Never empty.
+    pub served_names: Vec<String>,
+    pub listen: SocketAddr,
+    /// Who should exist, in table order: prefill first.
+    pub instances: Vec<Target>,
+    /// Hash of the global rank table; workers must have read the same.
+    pub table_hash: String,
+    /// Prompt plus output in tokens; `None` = what the workers report.
+    pub max_model_len: Option<u32>,
+    pub local_prefill: LocalPrefill,
+    pub bounds: Bounds,
+    pub timings: Timings,
+}
+
+/// One instance of the rank table and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub id: InstanceId,
+    pub role: Role,
+    pub address: SocketAddr,
+}
+
+/// A number for everything that comes from outside.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Requests in flight; one more is answered 429.
+    pub requests: usize,
+    /// Requests waiting for room on the instances; one more is answered 429.
+    pub waiting: usize,
+    pub body_bytes: usize,
+    pub header_bytes: usize,
+    pub headers: usize,
+    /// Text that a reader may lag behind before its stream is cancelled.
+    pub unread_bytes: usize,
+    /// Attempts at one request (or, once it has text, at one choice).
+    pub attempts: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            requests: 4096,
+            waiting: 1024,
+            body_bytes: 4 << 20,
+            header_bytes: 64 << 10,
+            headers: 100,
+            unread_bytes: 256 << 10,
+            attempts: 4,
+        }
+    }
+}
+
+/// How long to wait for what. Tests shorten them.
+#[derive(Clone, Debug)]
+pub struct Timings {
+    /// Silence of a worker (neither token nor heartbeat) after which it is taken for dead.
+    pub stall: Duration,
+    /// Connecting and exchanging Hello and Welcome.
+    pub connect: Duration,
+    /// Longest pause between two attempts to connect.
+    pub reconnect_max: Duration,
+    /// An attempt without any message of its own, on a worker that is otherwise alive.
+    pub progress: Duration,
+    /// Waiting for room on the instances.
+    pub wait: Duration,
+    /// Waiting for an instance to come back before a request that has no text yet is refused.
+    pub absent: Duration,
+    /// The same for a request that has text.
+    pub absent_resume: Duration,
+    pub header_read: Duration,
+    pub body_read: Duration,
+    /// A connection that takes no byte for this long is closed.
+    pub write_progress: Duration,
+    pub drain: Duration,
+    /// Pause between two canaries over a pair that failed.
+    pub canary: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(5),
+            connect: Duration::from_secs(5),
+            reconnect_max: Duration::from_secs(1),
+            progress: Duration::from_secs(120),
+            wait: Duration::from_secs(60),
+            absent: Duration::from_millis(800),
+            absent_resume: Duration::from_secs(5),
+            header_read: Duration::from_secs(10),
+            body_read: Duration::from_secs(30),
+            write_progress: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            canary: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A combination of arguments that cannot work. Each text names the argument and the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--model {}: {problem}; fix: give the directory that holds config.json and tokenizer.json", path.display())]
+    Model { path: PathBuf, problem: String },
+    #[error("USE_OPENAI is 0: the plain vLLM server is not built yet; fix: set USE_OPENAI=1 or leave it out")]
+    PlainServer,
+    #[error(
+        "--max-num-batched-tokens is {batched} and --max-model-len is {model_len}; expected at least as many batched tokens as the longest prompt; fix: --max-num-batched-tokens {model_len}"
+    )]
+    BatchBelowModelLen { batched: u32, model_len: u32 },
+    #[error(
+        "--tensor-parallel-size is {size} but {instance} has {devices} devices in {file}; fix: --tensor-parallel-size {devices}, or list the right devices in the table"
+    )]
+    TensorParallelSize { size: u32, instance: String, devices: usize, file: String },
+    #[error("--host {listen} is also the address of {instance} in NODE_PORTS; fix: give the scheduler another --port")]
+    OwnAddress { listen: SocketAddr, instance: InstanceId },
+    #[error(transparent)]
+    Tables(#[from] ranktable::Error),
+}
+
+impl Config {
+    /// Serves the model of `model` on a free loopback port, in front of `instances`; defaults for the rest.
+    pub fn new(model: impl Into<PathBuf>, instances: Vec<Target>, table_hash: impl Into<String>) -> Self {
+        let model = model.into();
+        Self {
+            served_names: default_names(&model),
+            model,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            instances,
+            table_hash: table_hash.into(),
+            max_model_len: None,
+            local_prefill: LocalPrefill::Auto,
+            bounds: Bounds::default(),
+            timings: Timings::default(),
+        }
+    }
+
+    /// Checks everything that can be checked without the network.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its fix.
+    pub fn from_args(args: &Args) -> Result<Self, ConfigError> {
+        check_flags(args)?;
+        let table = GlobalRankTable::load(&args.global_rank_table)?;
+        let local = LocalRankTable::load(&args.rank_table)?;
+        Identity::resolve(&table, &local)?.require_role(ranktable::Role::Scheduler)?;
+        let listen = SocketAddr::new(args.host, args.port);
+        let instances = targets(args, &table, listen)?;
+        let mut config = Self::new(&args.model, instances, table.hash());
+        config.listen = listen;
+        if !args.served_model_name.is_empty() {
+            config.served_names = args.served_model_name.clone();
+        }
+        config.max_model_len = args.max_model_len;
+        config.local_prefill = args.local_prefill;
+        config.bounds.requests = args.max_concurrent_requests as usize;
+        config.bounds.waiting = args.max_waiting_requests as usize;
+        config.timings.wait = Duration::from_secs(args.max_wait);
+        Ok(config)
+    }
+}
+
+fn check_flags(args: &Args) -> Result<(), ConfigError> {
+    if args.use_openai == 0 {
+        return Err(ConfigError::PlainServer);
+    }
+    for file in ["config.json", "tokenizer.json"] {
+        if !args.model.join(file).is_file() {
+            return Err(ConfigError::Model { path: args.model.clone(), problem: format!("no {file} there") });
+        }
+    }
+    match (args.max_num_batched_tokens, args.max_model_len) {
+        (Some(batched), Some(model_len)) if batched < model_len => {
+            Err(ConfigError::BatchBelowModelLen { batched, model_len })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The instances with their addresses, checked against the flags that speak of them.
+fn targets(args: &Args, table: &GlobalRankTable, listen: SocketAddr) -> Result<Vec<Target>, ConfigError> {
+    let node_ports = args.node_ports.as_deref().map(NodePorts::parse).transpose()?;
+    let entries = ranktable::instances_with_ports(table, node_ports.as_ref())?;
+    let mut targets = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if let Some(size) = args.tensor_parallel_size.filter(|&size| size as usize != entry.devices.len()) {
+            let (instance, devices, file) = (entry.name, entry.devices.len(), table.file().to_owned());
+            return Err(ConfigError::TensorParallelSize { size, instance, devices, file });
+        }
+        let role = match entry.role {
+            ranktable::Role::Prefill => Role::Prefill,
+            ranktable::Role::Decode => Role::Decode,
+            ranktable::Role::Scheduler => continue,
+        };
+        let address = SocketAddr::new(entry.server_ip, entry.port.unwrap_or_default());
+        let id = InstanceId::from(entry.name);
+        if address == listen {
+            return Err(ConfigError::OwnAddress { listen, instance: id });
+        }
+        targets.push(Target { id, role, address });
+    }
+    Ok(targets)
+}
+
+/// The directory's own name, then the path as typed.
+fn default_names(model: &Path) -> Vec<String> {
+    let typed = model.display().to_string();
+    let resolved = model.canonicalize().unwrap_or_else(|_| model.to_owned());
+    let name = resolved.file_name().map(|name| name.to_string_lossy().into_owned());
+    let mut names: Vec<String> = name.into_iter().chain([typed]).collect();
+    names.dedup();
+    names
+}
