@@ -1,1 +1,29 @@
-//! HTTP shapes of the OpenAI interface and their validation into types.
+//! The HTTP shapes of the OpenAI interface with the vLLM extras, and their validation into [`types`].
+//!
+//! A request goes [`CompletionRequest::parse`] (bytes to JSON, bounded) -> `validate` (JSON to [`ValidCompletion`]) ->
+//! [`Generation::sampling`] (once the prompt's length is known). Every field stands on one line of the table in `fields.rs`; every
+//! bound on one line of [`Bounds`]. What is accepted is honoured: a known field whose feature is not built yet is refused.
+
+mod bounds;
+mod chat;
+mod check;
+mod completion;
+mod error;
+mod fields;
+mod generation;
+mod json;
+mod logprobs;
+mod models;
+mod response;
+mod stream;
+
+pub use bounds::{Bound, Bounds};
+pub use chat::{ChatMessage, ChatRequest, ValidChat};
+pub use completion::{CompletionRequest, Prompt, ValidCompletion};
+pub use error::{ApiError, ErrorKind, Shown};
+pub use fields::{Endpoint, FIELDS, Field, Kind};
+pub use generation::{Generation, ModelFacts, StreamOptions};
+pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
+pub use models::{ModelCard, ModelList};
+pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
+pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};

@@ -1,1 +1,16 @@
-//! Tokenizer, chat template, incremental detokeniser, stop strings.
+//! Text at the edges of the cluster: tokenizer, chat template, incremental detokeniser, stop strings.
+//!
+//! Everything is synchronous and cheap to clone; a request's text state (`Detokenizer`, `StopMatcher`) lives in the scheduler and
+//! survives a change of worker.
+
+mod detokenizer;
+mod error;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::Error;
+pub use stop::{StopMatcher, Stopped};
+pub use template::{ChatTemplate, Message, RenderOptions};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,73 @@
+//! The one table of bounds on what a client may send.
+//!
+//! Each is checked before anything is allocated or computed by the client's number, and each refusal names the bound.
+
+/// A row of the table, for documentation and `--help`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub name: &'static str,
+    pub default: u64,
+    pub doc: &'static str,
+}
+
+macro_rules! bounds {
+    ($( $(#[doc = $doc:literal])+ $name:ident = $default:literal, )+) => {
+        /// What a request may ask for at most. Every field can be set; [`Bounds::default`] is what we ship.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Bounds {
+            $( $(#[doc = $doc])+ pub $name: u64, )+
+        }
+
+        impl Default for Bounds {
+            fn default() -> Self {
+                Self { $( $name: $default, )+ }
+            }
+        }
+
+        impl Bounds {
+            /// Every bound with its default and meaning, in the order of the struct.
+            pub const TABLE: &'static [Bound] = &[
+                $( Bound { name: stringify!($name), default: $default, doc: concat!($($doc),+).trim_ascii_start() }, )+
+            ];
+        }
+    };
+}
+
+bounds! {
+    /// Bytes of a request body.
+    body_bytes = 4_194_304,
+    /// Nesting of JSON arrays and objects.
+    json_depth = 64,
+    /// Values in one body: a few megabytes of `[],[],` must not become hundreds in memory.
+    json_values = 262_144,
+    /// Prompts of one completion request.
+    prompts = 1024,
+    /// Messages of one chat request.
+    messages = 1024,
+    /// Choices per prompt.
+    n = 8,
+    /// Sequences of one request: prompts x n.
+    choices = 1024,
+    /// Stop strings.
+    stop = 4,
+    /// Bytes of one stop string.
+    stop_bytes = 256,
+    /// Entries of stop_token_ids.
+    stop_token_ids = 256,
+    /// Entries of logit_bias.
+    logit_bias = 1024,
+    /// Alternatives reported per token (`logprobs` of completions, `top_logprobs` of chat).
+    top_logprobs = 20,
+    /// Entries of tools.
+    tools = 128,
+    /// Bytes of tools as JSON.
+    tools_bytes = 262_144,
+    /// Bytes of chat_template_kwargs as JSON.
+    chat_template_kwargs_bytes = 65_536,
+    /// Entries of documents.
+    documents = 256,
+    /// Characters of cache_salt.
+    cache_salt_chars = 128,
+    /// Characters of request_id, model and user.
+    name_chars = 256,
+}

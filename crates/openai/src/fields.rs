@@ -1,0 +1,179 @@
+//! The table of every request field of both endpoints: one line each says type, range and meaning.
+//!
+//! `check.rs` holds every field of a body against its line; rules between fields stand where the field is used. To add a field, add
+//! its line here and read it in `generation.rs`, `completion.rs` or `chat.rs`; to build a refused one, change its `NotYet`.
+
+use serde_json::Value;
+
+use crate::Bounds;
+
+/// Which endpoint a body was sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `POST /v1/completions`
+    Completions,
+    /// `POST /v1/chat/completions`
+    Chat,
+}
+
+/// A field's line. `null` in a body is the same as leaving the field out.
+pub struct Field {
+    pub name: &'static str,
+    pub on: &'static [Endpoint],
+    pub kind: Kind,
+    pub doc: &'static str,
+}
+
+/// What values a field takes.
+pub enum Kind {
+    Bool,
+    /// A finite number of this range; `min` itself only if `min_allowed`.
+    Number {
+        min: f64,
+        max: f64,
+        min_allowed: bool,
+    },
+    /// A whole number from `min` to a maximum that may be a bound. `10.0` counts as whole.
+    Integer {
+        min: i64,
+        max: fn(&Bounds) -> i64,
+    },
+    /// A string of at most so many characters.
+    Text {
+        chars_max: fn(&Bounds) -> u64,
+    },
+    /// Checked where it is read, since its rules do not fit on a line.
+    Structured,
+    /// Any value, without effect.
+    Accepted,
+    /// A feature that is not built: refused unless the value asks for nothing (`neutral`).
+    NotYet {
+        neutral: fn(&Value) -> bool,
+        what: &'static str,
+    },
+}
+
+use Endpoint::{Chat, Completions};
+
+const BOTH: &[Endpoint] = &[Completions, Chat];
+const C: &[Endpoint] = &[Completions];
+const H: &[Endpoint] = &[Chat];
+
+const fn field(name: &'static str, on: &'static [Endpoint], kind: Kind, doc: &'static str) -> Field {
+    Field { name, on, kind, doc }
+}
+
+const fn number(min: f64, max: f64) -> Kind {
+    Kind::Number { min, max, min_allowed: true }
+}
+
+const fn not_yet(neutral: fn(&Value) -> bool, what: &'static str) -> Kind {
+    Kind::NotYet { neutral, what }
+}
+
+const fn tokens(min: i64) -> Kind {
+    Kind::Integer { min, max: |_| u32::MAX as i64 }
+}
+
+const NAME: Kind = Kind::Text { chars_max: |bounds| bounds.name_chars };
+
+fn never(_: &Value) -> bool {
+    false
+}
+fn is_false(value: &Value) -> bool {
+    value == &Value::Bool(false)
+}
+fn is_empty_list(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+fn equals<const WHOLE: i64>(value: &Value) -> bool {
+    value.as_f64() == Some(WHOLE as f64)
+}
+fn is_text_format(value: &Value) -> bool {
+    value.get("type").and_then(Value::as_str) == Some("text")
+}
+
+/// Every field we know; others are accepted and ignored.
+#[rustfmt::skip]
+pub static FIELDS: &[Field] = &[
+    // What to answer.
+    field("model", BOTH, NAME, "served name; default: the first one"),
+    field("prompt", C, Kind::Structured, "string, list of strings, list of token ids, or list of such lists"),
+    field("messages", H, Kind::Structured, "the conversation; content is a string or a list of text parts"),
+    field("add_special_tokens", BOTH, Kind::Bool, "let the tokenizer add BOS; default true for completions, false for chat"),
+    field("add_generation_prompt", H, Kind::Bool, "end the prompt with the head of an answer; default true"),
+    field("continue_final_message", H, Kind::Bool, "leave the last message open and go on with it; default false"),
+    field("chat_template_kwargs", H, Kind::Structured, "further variables of the chat template"),
+    field("documents", H, Kind::Structured, "passed to the chat template"),
+    field("tools", H, Kind::Structured, "passed to the chat template; needs tool_choice none for now"),
+    field("tool_choice", H, Kind::Structured, "none; others need tool parsing"),
+    field("echo", C, Kind::Bool, "answer with the prompt's text in front; default false"),
+    // How long.
+    field("max_tokens", C, tokens(0), "default 16; 0 only with echo"),
+    field("max_tokens", H, tokens(1), "default: rest of the context"),
+    field("max_completion_tokens", H, tokens(1), "wins over max_tokens"),
+    field("min_tokens", BOTH, tokens(0), "EOS and stop tokens are masked before; default 0"),
+    field("ignore_eos", BOTH, Kind::Bool, "default false"),
+    field("stop", BOTH, Kind::Structured, "string or list of strings"),
+    field("stop_token_ids", BOTH, Kind::Structured, "list of token ids"),
+    field("include_stop_str_in_output", BOTH, Kind::Bool, "default false"),
+    // How to sample.
+    field("n", BOTH, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt; default 1"),
+    field("best_of", BOTH, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "must equal n for now; default n"),
+    field("temperature", BOTH, number(0.0, 2.0), "0 = greedy; default 1"),
+    field("top_p", BOTH, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "default 1"),
+    field("top_k", BOTH, tokens(-1), "-1 and 0 = off; default off"),
+    field("min_p", BOTH, number(0.0, 1.0), "default 0"),
+    field("seed", BOTH, Kind::Integer { min: i64::MIN, max: |_| i64::MAX }, "-1 = none"),
+    field("presence_penalty", BOTH, number(-2.0, 2.0), "default 0"),
+    field("frequency_penalty", BOTH, number(-2.0, 2.0), "default 0"),
+    field("repetition_penalty", BOTH, number(0.001, 1000.0), "default 1"),
+    field("logit_bias", BOTH, Kind::Structured, "object from token id to a number, clamped to [-100, 100]"),
+    // What to report.
+    field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
+    field("logprobs", H, Kind::Bool, "default false"),
+    field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs"),
+    field("stream", BOTH, Kind::Bool, "default false"),
+    field("stream_options", BOTH, Kind::Structured, "include_usage and continuous_usage_stats, both false by default; needs stream"),
+    field("skip_special_tokens", BOTH, Kind::Bool, "default true"),
+    field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids; default false"),
+    field("request_id", BOTH, Kind::Structured, "becomes part of id; default random"),
+    field("cache_salt", BOTH, Kind::Structured, "prompts share cached KV only under an equal salt"),
+    // Accepted without effect.
+    field("user", BOTH, NAME, "ignored"),
+    field("spaces_between_special_tokens", BOTH, Kind::Accepted, "no effect with fast tokenizers"),
+    field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
+    field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored"),
+    field("parallel_tool_calls", H, Kind::Accepted, "ignored"),
+    field("truncation_side", BOTH, Kind::Accepted, "no effect without truncate_prompt_tokens"),
+    field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
+    // Refused until built.
+    field("use_beam_search", BOTH, not_yet(is_false, "beam search"), ""),
+    field("length_penalty", BOTH, not_yet(equals::<1>, "beam search"), "1.0 only"),
+    field("early_stopping", BOTH, not_yet(is_false, "beam search"), "false only"),
+    field("prompt_logprobs", BOTH, not_yet(never, "reporting the prompt's logprobs"), ""),
+    field("echo", H, not_yet(is_false, "echo on chat"), "false only"),
+    field("suffix", C, not_yet(never, "text insertion"), ""),
+    field("response_format", BOTH, not_yet(is_text_format, "structured output"), "type text only"),
+    field("guided_json", BOTH, not_yet(never, "structured output"), ""),
+    field("guided_regex", BOTH, not_yet(never, "structured output"), ""),
+    field("guided_choice", BOTH, not_yet(never, "structured output"), ""),
+    field("guided_grammar", BOTH, not_yet(never, "structured output"), ""),
+    field("structured_outputs", BOTH, not_yet(never, "structured output"), ""),
+    field("allowed_token_ids", BOTH, not_yet(never, "a list of allowed tokens"), ""),
+    field("bad_words", BOTH, not_yet(is_empty_list, "a list of forbidden words"), "empty only"),
+    field("truncate_prompt_tokens", BOTH, not_yet(never, "truncating the prompt"), ""),
+    field("return_tokens_as_token_ids", BOTH, not_yet(is_false, "showing tokens as ids"), "false only"),
+    field("priority", BOTH, not_yet(equals::<0>, "priority scheduling"), "0 only"),
+    field("chat_template", H, not_yet(never, "a chat template from a request"), "templates come from the model directory"),
+];
+
+/// A bound as the largest value of an integer field.
+fn clamp(bound: u64) -> i64 {
+    i64::try_from(bound).unwrap_or(i64::MAX)
+}
+
+/// The line of a field on an endpoint.
+pub(crate) fn find(endpoint: Endpoint, name: &str) -> Option<&'static Field> {
+    FIELDS.iter().find(|field| field.name == name && field.on.contains(&endpoint))
+}

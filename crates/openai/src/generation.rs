@@ -1,0 +1,249 @@
+//! What both endpoints have in common: sampling, limits, stop strings, streaming.
+
+use serde_json::Value;
+use types::{SamplingParams, TokenId};
+
+use crate::check::{Fields, at_most, check_text, token_id, wrong};
+use crate::error::Shown;
+use crate::{ApiError, Bounds};
+
+/// Temperatures between 0 and this are raised to it, since smaller ones overflow the scaled logits.
+const TEMPERATURE_MIN: f64 = 0.01;
+/// Entries of logit_bias are clamped to this, as OpenAI does.
+const LOGIT_BIAS_MAX: f64 = 100.0;
+
+/// What validation needs to know of the model, once it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelFacts {
+    pub vocab_size: u32,
+    pub max_model_len: u32,
+}
+
+/// A validated request without its prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The name the client used; `None` = whatever is served.
+    pub model: Option<String>,
+    /// Becomes part of the answer's `id`.
+    pub request_id: Option<String>,
+    pub cache_salt: Option<String>,
+    /// Choices per prompt, at least 1.
+    pub n: u32,
+    /// `None` = one answer at the end.
+    pub stream: Option<StreamOptions>,
+    pub stop: Vec<String>,
+    pub include_stop_str_in_output: bool,
+    pub skip_special_tokens: bool,
+    pub return_token_ids: bool,
+    /// `None` = the client left it open.
+    pub seed: Option<u64>,
+    /// `None` = rest of the context. 0 only with echo.
+    pub max_tokens: Option<u32>,
+    /// Everything but `seed` and `max_tokens`, which [`Generation::sampling`] fills in.
+    pub(crate) template: SamplingParams,
+}
+
+/// What a stream carries beside text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct StreamOptions {
+    pub include_usage: bool,
+    pub continuous_usage_stats: bool,
+}
+
+impl Generation {
+    pub(crate) fn read(fields: &Fields<'_>, bounds: &Bounds) -> Result<Self, ApiError> {
+        let generation = Self {
+            model: fields.text("model").map(str::to_owned),
+            request_id: read_request_id(fields, bounds)?,
+            cache_salt: read_cache_salt(fields, bounds)?,
+            n: fields.count("n").unwrap_or(1),
+            stream: read_stream(fields)?,
+            stop: read_stop(fields, bounds)?,
+            include_stop_str_in_output: fields.bool("include_stop_str_in_output").unwrap_or(false),
+            skip_special_tokens: fields.bool("skip_special_tokens").unwrap_or(true),
+            return_token_ids: fields.bool("return_token_ids").unwrap_or(false),
+            seed: fields.integer("seed").filter(|seed| *seed != -1).map(|seed| seed as u64),
+            max_tokens: fields.count("max_completion_tokens").or(fields.count("max_tokens")),
+            template: read_sampling(fields, bounds)?,
+        };
+        generation.check_together(fields)?;
+        Ok(generation)
+    }
+
+    fn check_together(&self, fields: &Fields<'_>) -> Result<(), ApiError> {
+        let best_of = fields.count("best_of").unwrap_or(self.n);
+        if best_of < self.n {
+            return Err(ApiError::bad_field(
+                "best_of",
+                format!("best_of must be at least n, got best_of {best_of} with n {}", self.n),
+            ));
+        }
+        if best_of > self.n {
+            return Err(ApiError::not_supported("best_of", "best_of greater than n"));
+        }
+        if self.n > 1 && self.template.temperature == 0.0 {
+            return Err(ApiError::bad_field(
+                "n",
+                format!("n must be 1 with greedy sampling (temperature 0), got {}", self.n),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The parameters of one prompt's sequences. `fresh_seed` is used when the client sent no seed.
+    ///
+    /// # Errors
+    /// The prompt does not fit the context, `min_tokens` exceeds the output's limit, or `logit_bias` names an unknown token.
+    pub fn sampling(
+        &self,
+        prompt_tokens: usize,
+        model: &ModelFacts,
+        fresh_seed: u64,
+    ) -> Result<SamplingParams, ApiError> {
+        let left = (model.max_model_len as usize).saturating_sub(prompt_tokens) as u32;
+        // Even a request for no output needs the prompt itself to fit; one for the rest needs room for a token.
+        let asked = self.max_tokens.unwrap_or(1);
+        if prompt_tokens > model.max_model_len as usize || asked > left {
+            return Err(ApiError::context_length(model.max_model_len, prompt_tokens, self.max_tokens.unwrap_or(0)));
+        }
+        let max_tokens = self.max_tokens.unwrap_or(left);
+        let min_tokens = self.template.min_tokens;
+        if min_tokens > max_tokens {
+            let message = format!(
+                "min_tokens must be at most max_tokens, got min_tokens {min_tokens} with {max_tokens} tokens of output at most"
+            );
+            return Err(ApiError::bad_field("min_tokens", message));
+        }
+        if let Some((id, _)) = self.template.logit_bias.iter().find(|(id, _)| *id >= model.vocab_size) {
+            return Err(outside_vocabulary("logit_bias", *id, model));
+        }
+        Ok(SamplingParams { seed: self.seed.unwrap_or(fresh_seed), max_tokens, ..self.template.clone() })
+    }
+
+    /// Whether tokens' logprobs go into the answer.
+    pub fn wants_logprobs(&self) -> bool {
+        self.template.logprobs.is_some()
+    }
+}
+
+pub(crate) fn outside_vocabulary(param: &str, id: TokenId, model: &ModelFacts) -> ApiError {
+    ApiError::bad_field(
+        param,
+        format!("{param}: token id {id} is outside the vocabulary of {} tokens", model.vocab_size),
+    )
+}
+
+fn read_sampling(fields: &Fields<'_>, bounds: &Bounds) -> Result<SamplingParams, ApiError> {
+    let number = |name, default: f64| fields.number(name).unwrap_or(default);
+    let temperature = number("temperature", 1.0);
+    let temperature = if temperature > 0.0 { temperature.max(TEMPERATURE_MIN) } else { 0.0 };
+    Ok(SamplingParams {
+        temperature: temperature as f32,
+        top_p: (number("top_p", 1.0) as f32).max(f32::MIN_POSITIVE),
+        top_k: fields.count("top_k").unwrap_or(0),
+        min_p: number("min_p", 0.0) as f32,
+        presence_penalty: number("presence_penalty", 0.0) as f32,
+        frequency_penalty: number("frequency_penalty", 0.0) as f32,
+        repetition_penalty: number("repetition_penalty", 1.0) as f32,
+        logit_bias: read_logit_bias(fields, bounds)?,
+        stop_token_ids: read_stop_token_ids(fields, bounds)?,
+        ignore_eos: fields.bool("ignore_eos").unwrap_or(false),
+        min_tokens: fields.count("min_tokens").unwrap_or(0),
+        logprobs: None,
+        seed: 0,
+        max_tokens: 0,
+    })
+}
+
+fn read_logit_bias(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
+    let Value::Object(entries) = value else {
+        return Err(wrong("logit_bias", "an object from token id to number", value));
+    };
+    at_most("logit_bias", "entries", entries.len(), bounds.logit_bias)?;
+    entries.iter().map(|(key, bias)| read_bias(key, bias)).collect()
+}
+
+fn read_bias(key: &str, bias: &Value) -> Result<(TokenId, f32), ApiError> {
+    let id = key.parse().map_err(|_| {
+        ApiError::bad_field(
+            "logit_bias",
+            format!("logit_bias: keys must be token ids written as strings, got {:?}", Shown::text(key)),
+        )
+    })?;
+    let bias = bias.as_f64().ok_or_else(|| {
+        ApiError::bad_field("logit_bias", format!("logit_bias[\"{id}\"] must be a number, got {}", Shown(bias)))
+    })?;
+    Ok((id, bias.clamp(-LOGIT_BIAS_MAX, LOGIT_BIAS_MAX) as f32))
+}
+
+fn read_stop_token_ids(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<TokenId>, ApiError> {
+    let items = fields.list("stop_token_ids", bounds.stop_token_ids)?.unwrap_or_default();
+    items.iter().map(|item| token_id("stop_token_ids", item)).collect()
+}
+
+fn read_stop(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<String>, ApiError> {
+    let one;
+    let items: &[Value] = match fields.get("stop") {
+        None => &[],
+        Some(Value::Array(items)) => items,
+        Some(value @ Value::String(_)) => {
+            one = [value.clone()];
+            &one
+        }
+        Some(value) => return Err(wrong("stop", "a string or a list of strings", value)),
+    };
+    at_most("stop", "entries", items.len(), bounds.stop)?;
+    items.iter().map(|item| read_stop_string(item, bounds)).collect()
+}
+
+fn read_stop_string(item: &Value, bounds: &Bounds) -> Result<String, ApiError> {
+    let Value::String(text) = item else { return Err(wrong("stop", "a string or a list of strings", item)) };
+    if text.is_empty() {
+        return Err(ApiError::bad_field("stop", "stop must not hold an empty string"));
+    }
+    at_most("stop", "bytes in one string", text.len(), bounds.stop_bytes)?;
+    Ok(text.clone())
+}
+
+fn read_stream(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
+    let stream = fields.bool("stream").unwrap_or(false);
+    let Some(options) = fields.get("stream_options") else { return Ok(stream.then(StreamOptions::default)) };
+    let Value::Object(entries) = options else { return Err(wrong("stream_options", "an object", options)) };
+    if !stream {
+        return Err(ApiError::bad_field("stream_options", "stream_options needs stream to be true"));
+    }
+    let flag = |name: &str| match entries.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(value) => Err(wrong(&format!("stream_options.{name}"), "true or false", value)),
+    };
+    Ok(Some(StreamOptions {
+        include_usage: flag("include_usage")?,
+        continuous_usage_stats: flag("continuous_usage_stats")?,
+    }))
+}
+
+fn read_cache_salt(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<String>, ApiError> {
+    let Some(value) = fields.get("cache_salt") else { return Ok(None) };
+    let salt = check_text("cache_salt", value, bounds.cache_salt_chars)?;
+    if salt.is_empty() || salt.contains(['@', '/', '\\', '\0']) {
+        return Err(ApiError::bad_field(
+            "cache_salt",
+            "cache_salt must not be empty and must not contain '@', '/', '\\' or NUL",
+        ));
+    }
+    Ok(Some(salt.to_owned()))
+}
+
+fn read_request_id(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<String>, ApiError> {
+    let Some(value) = fields.get("request_id") else { return Ok(None) };
+    let id = check_text("request_id", value, bounds.name_chars)?;
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ApiError::bad_field(
+            "request_id",
+            "request_id must not be empty and must be printable ASCII without spaces",
+        ));
+    }
+    Ok(Some(id.to_owned()))
+}

@@ -1,0 +1,177 @@
+//! Answers that come in pieces: server-sent events in the order and with the keys that clients rely on.
+//!
+//! Chat: [`ChatChunk::role`] per choice, [`ChatChunk::content`]..., the last with a finish, [`ChatChunk::usage`] if asked, [`DONE`].
+//! Completions: the same without roles. `choices` is empty in the usage chunk only.
+
+use serde::Serialize;
+use types::TokenId;
+
+use crate::response::{Finish, Head, StopReason, Usage};
+use crate::{ApiError, ChatLogprobs, CompletionLogprobs, TokenLogprob};
+
+/// The event that ends a stream.
+pub const DONE: &str = "data: [DONE]\n\n";
+
+/// One event: `data: <json>` and an empty line.
+pub fn sse_event(chunk: &impl Serialize) -> String {
+    let json = serde_json::to_string(chunk).expect("chunks are strings, numbers and lists, which always serialise");
+    format!("data: {json}\n\n")
+}
+
+/// The event for an error inside a running stream; [`DONE`] follows it.
+pub fn sse_error(error: &ApiError) -> String {
+    format!("data: {}\n\n", error.body())
+}
+
+/// What one choice got since its last chunk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PieceOfText<'a> {
+    pub index: u32,
+    pub text: &'a str,
+    /// When asked for: the tokens of this piece.
+    pub logprobs: Option<&'a [TokenLogprob]>,
+    /// Characters of this choice sent in earlier chunks (completions' `text_offset`).
+    pub text_offset: usize,
+    /// With `return_token_ids`: new ids.
+    pub token_ids: Option<&'a [TokenId]>,
+    /// With `return_token_ids`, on the first chunk of a prompt only.
+    pub prompt_token_ids: Option<&'a [TokenId]>,
+    /// On the choice's last chunk.
+    pub finish: Option<&'a Finish>,
+}
+
+/// A chunk of `POST /v1/completions`.
+#[derive(Debug, Serialize)]
+pub struct CompletionChunk<'a> {
+    #[serde(flatten)]
+    envelope: Envelope<'a>,
+    choices: Vec<CompletionPiece<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+/// A chunk of `POST /v1/chat/completions`.
+#[derive(Debug, Serialize)]
+pub struct ChatChunk<'a> {
+    #[serde(flatten)]
+    envelope: Envelope<'a>,
+    choices: Vec<ChatPiece<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Debug, Serialize)]
+struct Envelope<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct CompletionPiece<'a> {
+    index: u32,
+    text: &'a str,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<&'a StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChatPiece<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    /// Outer `None` leaves the key out: it stands on the last chunk only, where it may be null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<Option<&'a StopReason>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Debug, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+impl<'a> CompletionChunk<'a> {
+    pub fn text(head: &'a Head, piece: PieceOfText<'a>) -> Self {
+        let choice = CompletionPiece {
+            index: piece.index,
+            text: piece.text,
+            logprobs: piece.logprobs.map(|tokens| CompletionLogprobs::new(tokens, piece.text_offset)),
+            finish_reason: piece.finish.map(Finish::reason),
+            stop_reason: piece.finish.and_then(Finish::stop),
+            token_ids: piece.token_ids,
+            prompt_token_ids: piece.prompt_token_ids,
+        };
+        Self { envelope: Envelope::new(head, "text_completion"), choices: vec![choice], usage: None }
+    }
+
+    /// The chunk for `include_usage`.
+    pub fn usage(head: &'a Head, usage: Usage) -> Self {
+        Self { envelope: Envelope::new(head, "text_completion"), choices: Vec::new(), usage: Some(usage) }
+    }
+
+    /// Running usage, for `continuous_usage_stats`.
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.usage = Some(usage);
+        self
+    }
+}
+
+impl<'a> ChatChunk<'a> {
+    /// A choice's first chunk.
+    pub fn role(head: &'a Head, index: u32, prompt_token_ids: Option<&'a [TokenId]>) -> Self {
+        let delta = Delta { role: Some("assistant"), content: Some("") };
+        let choice =
+            ChatPiece { index, delta, logprobs: None, finish_reason: None, stop_reason: None, token_ids: None };
+        Self { prompt_token_ids, ..Self::new(head, vec![choice]) }
+    }
+
+    /// New text; `prompt_token_ids` of the piece is not looked at, it goes with the role.
+    pub fn content(head: &'a Head, piece: PieceOfText<'a>) -> Self {
+        // A last chunk without text has an empty delta, so that nobody counts it as a token.
+        let content = (piece.finish.is_none() || !piece.text.is_empty()).then_some(piece.text);
+        let choice = ChatPiece {
+            index: piece.index,
+            delta: Delta { role: None, content },
+            logprobs: piece.logprobs.map(ChatLogprobs::new),
+            finish_reason: piece.finish.map(Finish::reason),
+            stop_reason: piece.finish.map(Finish::stop),
+            token_ids: piece.token_ids,
+        };
+        Self::new(head, vec![choice])
+    }
+
+    /// The chunk for `include_usage`.
+    pub fn usage(head: &'a Head, usage: Usage) -> Self {
+        Self::new(head, Vec::new()).with_usage(usage)
+    }
+
+    /// Running usage, for `continuous_usage_stats`.
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.usage = Some(usage);
+        self
+    }
+
+    fn new(head: &'a Head, choices: Vec<ChatPiece<'a>>) -> Self {
+        Self { envelope: Envelope::new(head, "chat.completion.chunk"), choices, usage: None, prompt_token_ids: None }
+    }
+}
+
+impl<'a> Envelope<'a> {
+    fn new(head: &'a Head, object: &'static str) -> Self {
+        Self { id: &head.id, object, created: head.created, model: &head.model }
+    }
+}
