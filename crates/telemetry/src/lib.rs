@@ -1,1 +1,19 @@
-//! Logs, metric names and traces shared by every process.
+//! Logs, metrics and trace ids shared by every process.
+//!
+//! Stages and fields are logged, prompts, answers and keys never. All metric names stand in `metrics.rs`.
+
+mod logging;
+mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
+#[cfg(not(feature = "otlp"))]
+#[path = "otlp_off.rs"]
+mod otlp;
+mod trace;
+
+pub use logging::{Error, init};
+pub use metrics::{
+    CONTENT_TYPE, Direction, GaugeGuard, HandOver, Outcome, SchedulerMetrics, WorkerLoad, WorkerMetrics,
+};
+pub use otlp::{Exporter, continue_trace};
+pub use trace::{BadTraceparent, TraceContext};
