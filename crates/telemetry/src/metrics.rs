@@ -422,8 +422,15 @@ fn as_gauge(value: u64) -> i64 {
 mod tests {
     use super::*;
 
-    fn check(rendered: &str, line: &str) {
-        assert!(rendered.lines().any(|found| found == line), "{line}\nnot in\n{rendered}");
+    /// Looks for a sample; the order of its labels does not matter.
+    fn check(rendered: &str, sample: &str) {
+        assert!(rendered.lines().any(|line| parts(line) == parts(sample)), "{sample}\nnot in\n{rendered}");
+    }
+
+    fn parts(sample: &str) -> Vec<&str> {
+        let mut parts: Vec<&str> = sample.split(['{', ',', '}']).collect();
+        parts.sort_unstable();
+        parts
     }
 
     #[test]
