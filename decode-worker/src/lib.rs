@@ -1,5 +1,7 @@
 //! How shipped KV becomes tokens.
 
+mod planner;
+
 /// Flags of a decode instance.
 #[derive(clap::Parser, Clone, Debug)]
 #[command(name = "decode-worker", version, about = "Receives KV from prefill instances and streams tokens")]

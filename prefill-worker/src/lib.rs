@@ -1,5 +1,7 @@
 //! How a prompt becomes shipped KV.
 
+mod planner;
+
 /// Flags of a prefill instance.
 #[derive(clap::Parser, Clone, Debug)]
 #[command(name = "prefill-worker", version, about = "Computes prompts and ships their KV to decode instances")]

@@ -1,0 +1,476 @@
+//! The pure, synchronous core of an instance: sequences wait, run and end here.
+//!
+//! Invariants: a job ends exactly once (or was cancelled); a sequence that runs has blocks for all it has computed; nobody writes
+//! into a block that another sequence can see; whoever arrived first is never pushed out by a later one.
+//!
+//! ```text
+//! submit ─► waiting ── admit: prefix lookup + blocks ──► running ── step ──► draw ─► split into choices ─► finished
+//!              ▲                                            │
+//!              └── preempt: blocks given back, tokens kept ─┘
+//! ```
+
+mod job;
+mod plan;
+mod sequence;
+
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Batch, BatchRow, Engine, SampleRequest, StepObserver, StepOutput};
+use kv::{BlockId, BlockPool, ChainRoot};
+use proto::control::{FailCode, StepCost};
+use types::{RequestKey, SampledToken};
+
+pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
+pub use plan::{Plan, Planner, QueueView, SeqId, SeqView};
+use sequence::Sequence;
+
+/// Jobs that may wait or run; more are refused, so that the scheduler looks elsewhere.
+const JOBS_MAX: usize = 4096;
+/// Waiting sequences whose prefix-cache hit is looked up before each step; planners choose among these.
+const LOOKED_UP: usize = 16;
+
+/// What computes: the engine, or a fake in tests.
+pub trait Stepper {
+    fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, engine::Error>;
+    fn copy_block(&mut self, from: BlockId, to: BlockId);
+}
+
+impl Stepper for Engine {
+    fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, engine::Error> {
+        Engine::step(self, batch, observer)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        Engine::copy_block(self, from, to);
+    }
+}
+
+/// What a runner must know of the model and the instance.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Of the model; the prefix cache is keyed by it.
+    pub digest: String,
+    pub vocab_size: u32,
+    pub max_model_len: u32,
+    pub max_num_seqs: u32,
+    pub max_num_batched_tokens: u32,
+}
+
+/// See the module's head.
+pub struct Runner {
+    config: RunnerConfig,
+    pool: BlockPool,
+    planner: Box<dyn Planner>,
+    waiting: BTreeMap<SeqId, Sequence>,
+    running: BTreeMap<SeqId, Sequence>,
+    jobs: HashMap<RequestKey, JobState>,
+    arrivals: u64,
+    preemptions: u64,
+}
+
+struct JobState {
+    arrival: u64,
+    submitted: Duration,
+    /// Until it is reported, or never for KV that was computed elsewhere.
+    prompt: Option<PromptStats>,
+}
+
+/// What one call of [`Runner::step`] did.
+#[derive(Debug, Default)]
+pub struct Stepped {
+    pub events: Vec<Event>,
+    /// None: there was nothing to compute, or no block to compute it in.
+    pub cost: Option<StepCost>,
+}
+
+/// The queue at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    pub running: u32,
+    pub waiting: u32,
+    /// Tokens of contexts that are not yet computed.
+    pub waiting_tokens: u32,
+    pub preemptions: u64,
+    /// Blocks that the sequences here will ask for soon: those of all who wait and one for each that runs.
+    pub blocks_wanted: u32,
+}
+
+struct Row {
+    id: SeqId,
+    tokens: usize,
+    draws: bool,
+}
+
+impl Runner {
+    pub fn new(config: RunnerConfig, pool: BlockPool, planner: Box<dyn Planner>) -> Self {
+        Self {
+            config,
+            pool,
+            planner,
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            jobs: HashMap::new(),
+            arrivals: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Queues a job. A refused job leaves no trace. `now` is any clock that only goes forward.
+    pub fn submit(&mut self, job: Job, now: Duration) -> Result<(), Failure> {
+        self.check(&job)?;
+        let root = ChainRoot::new(&self.config.digest, &job.spec.cache_salt);
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        let context_tokens = job.spec.context_len() as u32;
+        let computed_here = !matches!(job.goal, Goal::Continue { .. });
+        let prompt = computed_here.then(|| PromptStats { context_tokens, ..PromptStats::default() });
+        self.jobs.insert(job.key.clone(), JobState { arrival, submitted: now, prompt });
+        let mut sequence = Sequence::new(job, arrival, root, self.pool.block_size());
+        sequence.publish(&self.pool);
+        self.waiting.insert(sequence.id, sequence);
+        Ok(())
+    }
+
+    /// Forgets these choices (none named = all). Returns the job's end if others of its choices had already finished.
+    pub fn cancel(&mut self, key: &RequestKey, choices: &[u32]) -> Option<Event> {
+        let arrival = self.jobs.get(key)?.arrival;
+        if choices.is_empty() {
+            self.waiting.retain(|id, _| id.arrival != arrival);
+            self.running.retain(|id, _| id.arrival != arrival);
+            self.jobs.remove(key);
+            return None;
+        }
+        for queue in [&mut self.waiting, &mut self.running] {
+            for sequence in queue.range_mut(of_job(arrival)).map(|(_, sequence)| sequence) {
+                sequence.choices.retain(|choice| !choices.contains(choice));
+            }
+            queue.retain(|_, sequence| !sequence.choices.is_empty());
+        }
+        self.end_if_done(key)
+    }
+
+    /// Plans and computes one step. `now` is the clock of [`Runner::submit`].
+    pub fn step(&mut self, now: Duration, stepper: &mut dyn Stepper) -> Stepped {
+        let mut stepped = Stepped::default();
+        let plan = self.plan();
+        for id in &plan.preempt {
+            stepped.events.extend(self.preempt(*id));
+        }
+        for id in &plan.admit {
+            stepped.events.extend(self.admit(*id, now, stepper));
+        }
+        let rows = self.rows(&plan);
+        if rows.is_empty() {
+            return stepped;
+        }
+        match self.compute(&rows, stepper) {
+            Ok(output) => {
+                stepped.cost = Some(self.cost(&rows, output.micros));
+                self.absorb(&rows, output, stepper, &mut stepped.events);
+            }
+            Err(error) => self.fail(&rows, &error.to_string(), &mut stepped.events),
+        }
+        stepped
+    }
+
+    /// Whether there is nothing to do until the next job.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub fn stats(&self) -> QueueStats {
+        let all = || self.waiting.values().chain(self.running.values());
+        let prompt_tokens = all().map(Sequence::pending).filter(|pending| *pending > 1).sum::<usize>();
+        let waiting_blocks =
+            self.waiting.values().map(|seq| seq.table.blocks_needed(seq.tokens.len() + 1)).sum::<usize>();
+        QueueStats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            waiting_tokens: prompt_tokens as u32,
+            preemptions: self.preemptions,
+            blocks_wanted: (waiting_blocks + self.running.len()) as u32,
+        }
+    }
+
+    /// Refuses what could never end well.
+    fn check(&self, job: &Job) -> Result<(), Failure> {
+        let bad = |message: String| Err(Failure::new(FailCode::FailBadRequest, message));
+        if self.jobs.contains_key(&job.key) {
+            return bad(format!("{} is already running here", job.key));
+        }
+        if self.jobs.len() >= JOBS_MAX {
+            let message = format!("{} requests are queued, the limit is {JOBS_MAX}", self.jobs.len());
+            return Err(Failure::new(FailCode::FailQueueFull, message));
+        }
+        let spec = &job.spec;
+        let foreign = |token: &&u32| **token >= self.config.vocab_size;
+        if let Some(token) = spec.prompt.iter().chain(&spec.output).find(foreign) {
+            return bad(format!("token {token} is outside the vocabulary of {}", self.config.vocab_size));
+        }
+        if let Goal::Continue { table, first } = &job.goal {
+            if table.capacity_tokens() < spec.context_len() {
+                return bad(format!("KV for {} of {} tokens", table.capacity_tokens(), spec.context_len()));
+            }
+            if let Some(token) = first.iter().find(|token| token.id >= self.config.vocab_size) {
+                return bad(format!(
+                    "first token {} is outside the vocabulary of {}",
+                    token.id, self.config.vocab_size
+                ));
+            }
+        }
+        check_fits(job, self.config.max_model_len, &self.pool)
+    }
+
+    fn plan(&mut self) -> Plan {
+        let pool = &self.pool;
+        let running: Vec<_> = self.running.values().map(|seq| seq.view(pool, 0)).collect();
+        let view_waiting = |(place, seq): (usize, &mut Sequence)| {
+            let look = place < LOOKED_UP && seq.table.is_empty();
+            let cached = if look { seq.cached_len(pool) } else { 0 };
+            seq.view(pool, cached)
+        };
+        let waiting: Vec<_> = self.waiting.values_mut().enumerate().map(view_waiting).collect();
+        let stats = pool.stats();
+        let token_budget = self.config.max_num_batched_tokens.max(1);
+        self.planner.plan(&QueueView {
+            running: &running,
+            waiting: &waiting,
+            token_budget,
+            // Every running row gets at least one token per step, so that none starves.
+            slots_total: self.config.max_num_seqs.min(token_budget).max(1),
+            blocks_available: stats.free + stats.cached,
+        })
+    }
+
+    /// Takes a sequence's blocks; it waits in its old place and is recomputed with the same draws.
+    fn preempt(&mut self, id: SeqId) -> Option<Event> {
+        let mut sequence = self.running.remove(&id).or_else(|| self.waiting.remove(&id))?;
+        self.preemptions += 1;
+        sequence.forget_kv();
+        if sequence.seeds.is_empty() {
+            self.waiting.insert(id, sequence);
+            return None;
+        }
+        let (key, seeds) = (sequence.key.clone(), std::mem::take(&mut sequence.seeds));
+        self.waiting.extend(sequence.split(&seeds).into_iter().map(|child| (child.id, child)));
+        self.end_if_done(&key)
+    }
+
+    /// Lets a waiting sequence run if its blocks can be had; otherwise it keeps its place.
+    fn admit(&mut self, id: SeqId, now: Duration, stepper: &mut dyn Stepper) -> Option<Event> {
+        let mut sequence = self.waiting.remove(&id)?;
+        if sequence.table.is_empty() {
+            if sequence.lease(&self.pool).is_err() {
+                self.waiting.insert(id, sequence);
+                return None;
+            }
+            self.note_admission(&sequence, now);
+            if let Some(watcher) = &sequence.watcher
+                && let Err(failure) = watcher.admitted(sequence.table.blocks(), sequence.computed as u32)
+            {
+                self.jobs.remove(&sequence.key);
+                return Some(Event { key: sequence.key.clone(), what: Happening::Failed(failure) });
+            }
+        }
+        self.waiting.range_mut(..id).for_each(|(_, earlier)| earlier.passed_over += 1);
+        if sequence.seeds.is_empty() {
+            self.running.insert(id, sequence);
+            return None;
+        }
+        let (key, seeds) = (sequence.key.clone(), std::mem::take(&mut sequence.seeds));
+        self.split(sequence, &seeds, stepper);
+        self.end_if_done(&key)
+    }
+
+    fn note_admission(&mut self, sequence: &Sequence, now: Duration) {
+        if let Some(job) = self.jobs.get_mut(&sequence.key)
+            && let Some(prompt) = &mut job.prompt
+        {
+            prompt.cached_tokens = sequence.computed as u32;
+            prompt.queue_us = now.saturating_sub(job.submitted).as_micros() as u64;
+        }
+    }
+
+    /// One sequence per choice. The last block, which each will write into, is copied for all but the first; a choice that gets no
+    /// block for that, or no slot, waits.
+    fn split(&mut self, sequence: Sequence, first: &[SampledToken], stepper: &mut dyn Stepper) {
+        let shared = sequence.computed / self.pool.block_size() as usize;
+        let children = sequence.split(first);
+        let slots = self.config.max_num_seqs.min(self.config.max_num_batched_tokens).max(1) as usize;
+        for (place, mut child) in children.into_iter().enumerate() {
+            // Blocks past the computed tokens hold nothing worth sharing.
+            child.table.truncate(child.computed.div_ceil(self.pool.block_size() as usize));
+            let own = place == 0 || shared == child.table.len() || self.copy_last(&mut child, stepper);
+            if !own {
+                self.preemptions += 1;
+                child.forget_kv();
+            }
+            let queue = if own && self.running.len() < slots { &mut self.running } else { &mut self.waiting };
+            queue.insert(child.id, child);
+        }
+    }
+
+    /// Gives `child` a last block of its own; false if there is none to be had.
+    fn copy_last(&self, child: &mut Sequence, stepper: &mut dyn Stepper) -> bool {
+        let Some((last, from)) = child.table.len().checked_sub(1).zip(child.table.ids().last().copied()) else {
+            return true;
+        };
+        let Some(copy) = self.pool.allocate(1, child.owner()).ok().and_then(|mut blocks| blocks.pop()) else {
+            return false;
+        };
+        stepper.copy_block(from, copy.id());
+        child.table.replace(last, copy).is_ok()
+    }
+
+    /// The plan's rows as far as there are blocks and budget for them.
+    fn rows(&mut self, plan: &Plan) -> Vec<Row> {
+        let mut budget = self.config.max_num_batched_tokens.max(1) as usize;
+        let mut rows = Vec::with_capacity(plan.rows.len());
+        for &(id, tokens) in &plan.rows {
+            let Some(sequence) = self.running.get_mut(&id) else { continue };
+            let pending = sequence.pending();
+            let tokens = pending.min(tokens as usize).min(budget);
+            if tokens > 0 && sequence.grow(&self.pool, sequence.computed + tokens).is_ok() {
+                budget -= tokens;
+                rows.push(Row { id, tokens, draws: tokens == pending });
+            }
+        }
+        rows
+    }
+
+    fn compute(&self, rows: &[Row], stepper: &mut dyn Stepper) -> Result<StepOutput, engine::Error> {
+        let mut batch = Batch { rows: Vec::with_capacity(rows.len()) };
+        let mut watched = Watched(Vec::new());
+        for row in rows {
+            let Some(sequence) = self.running.get(&row.id) else { continue };
+            batch.rows.push(batch_row(sequence, row));
+            if let Some(watcher) = &sequence.watcher {
+                let start = sequence.computed as u32;
+                watched.0.push((watcher.clone(), start..start + row.tokens as u32));
+            }
+        }
+        stepper.step(&batch, &watched)
+    }
+
+    fn absorb(&mut self, rows: &[Row], output: StepOutput, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
+        for (row, drawn) in rows.iter().zip(output.rows) {
+            let Some(sequence) = self.running.get_mut(&row.id) else { continue };
+            sequence.computed += row.tokens;
+            sequence.publish(&self.pool);
+            if let Some(prompt) = self.jobs.get_mut(&sequence.key).and_then(|job| job.prompt.as_mut()) {
+                prompt.compute_us += output.micros;
+            }
+            if row.draws {
+                self.go_on(row.id, drawn, stepper, events);
+            }
+        }
+    }
+
+    /// A sequence has its next token, or one for each of its choices.
+    fn go_on(&mut self, id: SeqId, drawn: Vec<SampledToken>, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
+        let Some(mut sequence) = self.running.remove(&id) else { return };
+        let key = sequence.key.clone();
+        match &drawn[..] {
+            _ if sequence.watcher.is_some() => drop(sequence),
+            [only] if only.finish.is_none() => {
+                sequence.tokens.push(only.id);
+                self.running.insert(id, sequence);
+            }
+            several => self.split(sequence, several, stepper),
+        }
+        let prompt = self.jobs.get_mut(&key).and_then(|job| job.prompt.take());
+        events.push(Event { key: key.clone(), what: Happening::Sampled { tokens: drawn, prompt } });
+        events.extend(self.end_if_done(&key));
+    }
+
+    fn fail(&mut self, rows: &[Row], message: &str, events: &mut Vec<Event>) {
+        for row in rows {
+            let Some(key) = self.running.get(&row.id).map(|sequence| sequence.key.clone()) else { continue };
+            self.cancel(&key, &[]);
+            let failure = Failure::new(FailCode::FailInternal, message);
+            events.push(Event { key, what: Happening::Failed(failure) });
+        }
+    }
+
+    /// The job's last event, once none of its sequences is left.
+    fn end_if_done(&mut self, key: &RequestKey) -> Option<Event> {
+        let arrival = self.jobs.get(key)?.arrival;
+        let left = [&self.waiting, &self.running].iter().any(|queue| queue.range(of_job(arrival)).next().is_some());
+        if left {
+            return None;
+        }
+        self.jobs.remove(key);
+        Some(Event { key: key.clone(), what: Happening::Finished })
+    }
+
+    fn cost(&self, rows: &[Row], micros: u64) -> StepCost {
+        let mut cost = StepCost { micros, ..StepCost::default() };
+        for row in rows {
+            let computed = self.running.get(&row.id).map_or(0, |sequence| sequence.computed);
+            cost.context_tokens += (computed + row.tokens) as u32;
+            match row.tokens {
+                1 => cost.decode_rows += 1,
+                chunk => cost.prefill_tokens += chunk as u32,
+            }
+        }
+        cost
+    }
+}
+
+/// Passes finished layers on to the watchers of the rows, each with its row's tokens.
+struct Watched(Vec<(Arc<dyn KvWatcher>, Range<u32>)>);
+
+impl StepObserver for Watched {
+    fn layer_done(&self, layer: u32, heads: Range<u32>) {
+        for (watcher, tokens) in &self.0 {
+            watcher.layer_done(layer, heads.clone(), tokens.clone());
+        }
+    }
+}
+
+fn batch_row<'a>(sequence: &'a Sequence, row: &Row) -> BatchRow<'a> {
+    let draw = |&choice| SampleRequest {
+        params: &sequence.sampling,
+        choice,
+        prompt: &sequence.tokens[..sequence.prompt_len],
+        output: sequence.output(),
+    };
+    BatchRow {
+        tokens: &sequence.tokens[sequence.computed..][..row.tokens],
+        start: sequence.computed as u32,
+        blocks: sequence.table.ids(),
+        samples: if row.draws { sequence.choices.iter().map(draw).collect() } else { Vec::new() },
+    }
+}
+
+/// Refuses a job that could not end even if it were alone on this instance.
+fn check_fits(job: &Job, max_model_len: u32, pool: &BlockPool) -> Result<(), Failure> {
+    let too_long = |message: String| Err(Failure::new(FailCode::FailTooLong, message));
+    let context = job.spec.context_len();
+    if context >= max_model_len as usize {
+        return too_long(format!("{context} tokens leave no room to answer in a context of {max_model_len}"));
+    }
+    // KV of the last drawn token is never needed.
+    let grown = match job.goal {
+        Goal::FirstTokens { .. } => context,
+        _ => (job.spec.prompt.len() + job.spec.sampling.max_tokens as usize).min(max_model_len as usize) - 1,
+    };
+    let needed = grown.max(context).div_ceil(pool.block_size() as usize);
+    let total = pool.stats().total as usize;
+    if needed > total {
+        return too_long(format!("needs {needed} KV blocks of {} tokens, there are {total}", pool.block_size()));
+    }
+    Ok(())
+}
+
+fn of_job(arrival: u64) -> std::ops::RangeInclusive<SeqId> {
+    SeqId { arrival, choice: 0 }..=SeqId { arrival, choice: u32::MAX }
+}

@@ -1,0 +1,141 @@
+use types::GenerateSpec;
+
+use super::fake::{Kind, Size, VOCAB, World, spec};
+use super::*;
+
+/// Admits everyone and computes everything: what a runner does without its planner's help.
+struct AllAtOnce;
+
+impl Planner for AllAtOnce {
+    fn plan(&mut self, view: &QueueView<'_>) -> Plan {
+        let admit: Vec<_> = view.waiting.iter().map(|seq| seq.id).collect();
+        let rows = view.running.iter().chain(view.waiting).map(|seq| (seq.id, seq.pending)).collect();
+        Plan { preempt: Vec::new(), admit, rows }
+    }
+}
+
+/// As `AllAtOnce`, but everybody is preempted before each third step.
+struct Harsh(u32);
+
+impl Planner for Harsh {
+    fn plan(&mut self, view: &QueueView<'_>) -> Plan {
+        self.0 += 1;
+        if self.0.is_multiple_of(3) {
+            let both = view.running.iter().chain(view.waiting);
+            return Plan { preempt: both.map(|seq| seq.id).collect(), ..Plan::default() };
+        }
+        AllAtOnce.plan(view)
+    }
+}
+
+const SIZE: Size = Size { blocks: 64, block_size: 8, max_num_seqs: 16, max_num_batched_tokens: 64 };
+
+fn world(planner: impl Planner + 'static) -> World {
+    World::new(SIZE, Box::new(planner))
+}
+
+#[test]
+fn every_kind_of_job_ends_with_the_oracles_tokens() {
+    for kind in [Kind::Complete, Kind::FirstTokens, Kind::Continue] {
+        for (prompt, choices) in [(1, 1), (7, 3), (8, 1), (8, 3), (9, 2), (33, 4)] {
+            let mut world = world(AllAtOnce);
+            assert!(world.submit("a", spec(0, prompt, choices, 20, 5), kind));
+            world.run(200);
+            world.check_end();
+        }
+    }
+}
+
+#[test]
+fn preempted_sequences_draw_the_same_tokens() {
+    for kind in [Kind::Complete, Kind::Continue] {
+        let mut world = world(Harsh(0));
+        world.submit("a", spec(0, 13, 3, 20, 5), kind);
+        world.submit("b", spec(1, 8, 1, 20, 6), kind);
+        world.run(500);
+        world.check_end();
+        assert!(world.runner.stats().preemptions > 0);
+    }
+}
+
+#[test]
+fn a_landed_job_whose_first_tokens_were_its_last_ends_even_if_preempted() {
+    let mut world = world(Harsh(2));
+    world.submit("a", spec(0, 13, 3, 1, 5), Kind::Continue);
+    world.run(5);
+    world.check_end();
+}
+
+#[test]
+fn a_resumed_attempt_continues_where_the_lost_one_stopped() {
+    let whole = GenerateSpec { choices: 2..3, ..spec(0, 9, 1, 12, 5) };
+    let expected = fake::oracle(&whole).remove(0);
+    for emitted in 1..expected.len() {
+        let output = expected[..emitted].iter().map(|token| token.id).collect();
+        let rest = GenerateSpec { output, ..whole.clone() };
+        assert_eq!(fake::oracle(&rest).remove(0), expected[emitted..]);
+        for kind in [Kind::Complete, Kind::Continue] {
+            let mut world = world(AllAtOnce);
+            world.submit("a", rest.clone(), kind);
+            world.run(200);
+            world.check_end();
+        }
+    }
+}
+
+#[test]
+fn a_repeated_prompt_is_found_but_its_last_token_is_computed() {
+    let cached_of = |prompt_len: usize| {
+        let mut world = world(AllAtOnce);
+        world.submit("a", spec(0, prompt_len, 1, 1, 5), Kind::Complete);
+        world.run(50);
+        let mut second = Job { key: key("b"), spec: spec(0, prompt_len, 1, 1, 6), goal: Goal::Complete };
+        second.spec.choices = 0..1;
+        world.runner.submit(second, Duration::ZERO).unwrap();
+        let stepped = world.runner.step(Duration::ZERO, &mut world.stepper);
+        match &stepped.events[0].what {
+            Happening::Sampled { prompt: Some(prompt), .. } => prompt.cached_tokens,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (prompt_len, cached) in [(7, 0), (8, 0), (9, 8), (16, 8), (17, 16)] {
+        assert_eq!(cached_of(prompt_len), cached, "prompt of {prompt_len}");
+    }
+}
+
+#[test]
+fn what_can_never_end_is_refused_at_once() {
+    let refusal = |spec: GenerateSpec| {
+        let mut world = World::new(Size { blocks: 4, ..SIZE }, Box::new(AllAtOnce));
+        let refused = world.runner.submit(Job { key: key("a"), spec, goal: Goal::Complete }, Duration::ZERO);
+        let failure = refused.unwrap_err();
+        assert!(world.runner.is_idle());
+        (failure.code, failure.message)
+    };
+    let too_long = |message: &str| (FailCode::FailTooLong, message.to_owned());
+    assert_eq!(refusal(spec(0, 96, 1, 4, 0)), too_long("96 tokens leave no room to answer in a context of 96"));
+    assert_eq!(refusal(spec(0, 33, 1, 1, 0)), too_long("needs 5 KV blocks of 8 tokens, there are 4"));
+    assert_eq!(refusal(spec(0, 30, 1, 4, 0)), too_long("needs 5 KV blocks of 8 tokens, there are 4"));
+    let foreign = GenerateSpec { prompt: vec![VOCAB].into(), ..spec(0, 1, 1, 1, 0) };
+    assert_eq!(refusal(foreign), (FailCode::FailBadRequest, "token 61 is outside the vocabulary of 61".to_owned()));
+}
+
+#[test]
+fn cancel_gives_back_everything_at_any_moment() {
+    for steps in 0..6 {
+        for choices in [&[][..], &[1], &[0, 1, 2]] {
+            let mut world = World::new(Size { max_num_batched_tokens: 16, ..SIZE }, Box::new(AllAtOnce));
+            world.submit("a", spec(0, 40, 3, 20, 5), Kind::Complete);
+            for _ in 0..steps {
+                world.step();
+            }
+            world.cancel("a", choices);
+            world.run(200);
+            world.check_end();
+        }
+    }
+}
+
+fn key(name: &str) -> RequestKey {
+    RequestKey { request: name.into(), epoch: 0 }
+}

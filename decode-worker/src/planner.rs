@@ -1,0 +1,123 @@
+//! Who runs next on D: every running sequence decodes, then whoever waits is admitted and local prompts are computed in what is
+//! left of the token budget.
+//!
+//! Invariant: the earliest arrival always gets its block, if need be from the latest one, which is recomputed later; so whoever
+//! runs ends.
+
+use worker::{Plan, Planner, QueueView, SeqId, SeqView};
+
+/// See the module's head.
+pub struct DecodePlanner;
+
+impl Planner for DecodePlanner {
+    fn plan(&mut self, view: &QueueView<'_>) -> Plan {
+        let mut room = Room::new(view);
+        room.keep_running(view);
+        room.decode(view);
+        room.admit(view);
+        room.plan
+    }
+}
+
+/// What is left to give in this step, and what was given.
+struct Room {
+    plan: Plan,
+    blocks: u32,
+    tokens: u32,
+    slots: u32,
+    /// Running sequences that get no block in this step.
+    stalled: Vec<SeqId>,
+    /// Sequences with blocks, earliest first: the last one is the next to be preempted.
+    holders: Vec<(SeqId, u32)>,
+}
+
+impl Room {
+    fn new(view: &QueueView<'_>) -> Self {
+        let both = view.running.iter().chain(view.waiting);
+        let mut holders: Vec<_> = both.filter(|seq| seq.blocks_held > 0).map(|seq| (seq.id, seq.blocks_held)).collect();
+        holders.sort_unstable();
+        Self {
+            plan: Plan::default(),
+            blocks: view.blocks_available,
+            tokens: view.token_budget,
+            slots: view.slots_total.saturating_sub(view.slots_used()),
+            stalled: Vec::new(),
+            holders,
+        }
+    }
+
+    /// Finds the next block for everyone who runs, earliest first.
+    fn keep_running(&mut self, view: &QueueView<'_>) {
+        for seq in view.running {
+            if self.plan.preempt.contains(&seq.id) {
+                continue;
+            }
+            if self.find_blocks(seq.id, seq.blocks_missing) {
+                self.blocks -= seq.blocks_missing;
+            } else {
+                self.stalled.push(seq.id);
+            }
+        }
+    }
+
+    /// Preempts arrivals later than `id` until there are `blocks`.
+    fn find_blocks(&mut self, id: SeqId, blocks: u32) -> bool {
+        while self.blocks < blocks {
+            match self.holders.last().copied() {
+                Some((victim, held)) if victim > id => {
+                    self.holders.pop();
+                    self.plan.preempt.push(victim);
+                    self.blocks += held;
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// One token for everyone who decodes, then chunks of running prompts, earliest first.
+    fn decode(&mut self, view: &QueueView<'_>) {
+        let goes_on = |seq: &&SeqView| !self.plan.preempt.contains(&seq.id) && !self.stalled.contains(&seq.id);
+        let (decodes, prompts): (Vec<&SeqView>, Vec<&SeqView>) =
+            view.running.iter().filter(goes_on).partition(|seq| seq.pending == 1);
+        for seq in decodes.into_iter().chain(prompts) {
+            self.row(seq.id, seq.pending);
+        }
+    }
+
+    /// Admits in order of arrival; the first that does not fit ends it, so that a large one is not starved by small ones.
+    fn admit(&mut self, view: &QueueView<'_>) {
+        if !self.plan.preempt.is_empty() || !self.stalled.is_empty() {
+            return;
+        }
+        // Each running row will soon want another block; without this margin an admission would be preempted at once.
+        let mut margin: u32 = view.slots_used();
+        for seq in view.waiting {
+            // Alone, a sequence always may try: it was checked that it fits.
+            let alone = view.running.is_empty() && self.plan.admit.is_empty();
+            if alone {
+                self.find_blocks(seq.id, seq.blocks_cached + seq.blocks_missing);
+            }
+            let fits = seq.slots <= self.slots && seq.blocks_missing + margin <= self.blocks;
+            if self.tokens == 0 || !(fits || alone) || self.plan.preempt.contains(&seq.id) {
+                break;
+            }
+            self.blocks = self.blocks.saturating_sub(seq.blocks_missing);
+            self.slots = self.slots.saturating_sub(seq.slots);
+            margin += seq.slots;
+            self.plan.admit.push(seq.id);
+            self.row(seq.id, seq.pending.saturating_sub(seq.cached).max(1));
+        }
+    }
+
+    fn row(&mut self, id: SeqId, pending: u32) {
+        let tokens = pending.min(self.tokens);
+        if tokens > 0 {
+            self.tokens -= tokens;
+            self.plan.rows.push((id, tokens));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
