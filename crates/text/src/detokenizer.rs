@@ -5,28 +5,123 @@
 use types::TokenId;
 
 use crate::Tokenizer;
+use crate::decoder::ChainState;
 
 /// One choice's text so far. Clone it to fork a choice.
 #[derive(Clone)]
 pub struct Detokenizer {
-    _tokenizer: Tokenizer,
+    tokenizer: Tokenizer,
+    skip_special: bool,
+    state: ChainState,
 }
 
 impl Detokenizer {
     /// For a text that starts with the first pushed token: the pieces join to `tokenizer.decode(ids)`.
-    pub fn new(tokenizer: Tokenizer, _skip_special: bool) -> Self {
-        Self { _tokenizer: tokenizer }
+    pub fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
+        Self { state: tokenizer.start(false), tokenizer, skip_special }
     }
-    /// For a text that continues a prompt: as `new`, but a leading space of the first word is kept.
-    pub fn after_prompt(tokenizer: Tokenizer, _skip_special: bool) -> Self {
-        Self { _tokenizer: tokenizer }
+
+    /// For the output after a prompt: as `new`, but the first word keeps its leading space, so that prompt and output join rightly.
+    pub fn after_prompt(tokenizer: Tokenizer, skip_special: bool) -> Self {
+        Self { state: tokenizer.start(true), tokenizer, skip_special }
     }
+
     /// The text that is certain now; often one word, sometimes empty, never half a character.
-    pub fn push(&mut self, _id: TokenId) -> String {
-        unimplemented!()
+    pub fn push(&mut self, id: TokenId) -> String {
+        self.tokenizer.push(&mut self.state, id, self.skip_special)
     }
+
     /// What was still held back; the stream is over.
     pub fn finish(&mut self) -> String {
-        unimplemented!()
+        self.tokenizer.finish(&mut self.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::tests::{byte_level, from_json, llama2, llama2_with};
+
+    /// Every kind of decoder that published tokenizers of our families have, and some of their relatives.
+    fn files() -> Vec<String> {
+        vec![
+            byte_level(),
+            llama2(),
+            llama2_with(r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":false}"#),
+            llama2_with(r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"never","split":false}"#),
+            llama2_with(
+                r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]}"#,
+            ),
+            llama2_with(
+                r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"},
+                {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"Strip","content":" ","start":2,"stop":0}]}"#,
+            ),
+            llama2_with(r##"{"type":"WordPiece","prefix":"re","cleanup":true}"##),
+            llama2_with("null"),
+        ]
+    }
+
+    /// The pieces of all ids; none holds half a character, which `String` guarantees.
+    fn streamed(mut detokenizer: Detokenizer, ids: &[TokenId]) -> String {
+        let mut text: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        text.push_str(&detokenizer.finish());
+        text
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn pieces_join_to_the_whole_decoding(ids in prop::collection::vec(0u32..280, 0..40), skip_special: bool) {
+            for file in files() {
+                let (ours, theirs) = from_json(&file);
+                let expected = theirs.decode(&ids, skip_special).unwrap();
+                prop_assert_eq!(streamed(Detokenizer::new(ours.clone(), skip_special), &ids), expected);
+            }
+        }
+
+        #[test]
+        fn output_after_a_prompt_is_the_rest_of_the_whole(prompt in "[a-z ]{1,20}", ids in prop::collection::vec(0u32..256, 0..40)) {
+            let (ours, theirs) = from_json(&byte_level());
+            let mut all = ours.encode(&prompt, false).unwrap();
+            all.extend(&ids);
+            let whole = theirs.decode(&all, false).unwrap();
+            prop_assert_eq!(format!("{prompt}{}", streamed(Detokenizer::after_prompt(ours, false), &ids)), whole);
+        }
+    }
+
+    fn check(file: &str, tokens: &[&str], expected: &[&str]) {
+        let (ours, _) = from_json(file);
+        let mut detokenizer = Detokenizer::new(ours.clone(), true);
+        let mut pieces: Vec<String> = tokens.iter().map(|token| detokenizer.push(ours.id_of(token).unwrap())).collect();
+        pieces.push(detokenizer.finish());
+        assert_eq!(pieces, expected, "{tokens:?}");
+    }
+
+    #[test]
+    fn characters_come_whole_and_as_early_as_they_are_certain() {
+        check(&byte_level(), &["ð", "Ł", "ĺ", "Ģ", "Ġhi"], &["", "", "", "😀", " hi", ""]);
+        check(&byte_level(), &["ðŁ", "ĺĢ"], &["", "😀", ""]);
+        check(&byte_level(), &["ð", "h"], &["", "\u{fffd}h", ""]);
+        check(&byte_level(), &["h", "ð", "Ł"], &["h", "", "", "\u{fffd}"]);
+        check(&byte_level(), &["h", "<|im_end|>", "日本"], &["h", "", "日本", ""]);
+        check(&llama2(), &["▁hi", "▁the", "re"], &["hi", " the", "re", ""]);
+        check(&llama2(), &["▁", "▁hi"], &["", " hi", ""]);
+        check(&llama2(), &["<0xE4>", "<0xBD>", "<0xA0>", "a"], &["", "", "", "你a", ""]);
+        check(
+            &llama2(),
+            &["<0xE4>", "<0xBD>", "<0xA0>", "<0xFF>"],
+            &["", "", "", "", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}"],
+        );
+    }
+
+    #[test]
+    fn the_first_word_after_a_prompt_keeps_its_space() {
+        let (ours, _) = from_json(&llama2());
+        let ids = [ours.id_of("▁hi").unwrap(), ours.id_of("▁the").unwrap()];
+        assert_eq!(streamed(Detokenizer::new(ours.clone(), true), &ids), "hi the");
+        assert_eq!(streamed(Detokenizer::after_prompt(ours, true), &ids), " hi the");
     }
 }

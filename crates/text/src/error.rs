@@ -7,8 +7,8 @@ use std::path::PathBuf;
 pub enum Error {
     #[error("{}: cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: {bytes} bytes, but at most {limit} are read; is this the right file?", path.display())]
-    TooBig { path: PathBuf, bytes: u64, limit: u64 },
+    #[error("{}: larger than the {limit} bytes that are read at most; is this the right file?", path.display())]
+    TooBig { path: PathBuf, limit: u64 },
     #[error("{}: {reason}", path.display())]
     Parse { path: PathBuf, reason: String },
     /// The detokeniser must know how a decoder treats neighbours, so an unknown one is refused at start.

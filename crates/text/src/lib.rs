@@ -3,6 +3,7 @@
 //! Everything is synchronous and cheap to clone; a request's text state (`Detokenizer`, `StopMatcher`) lives in the scheduler and
 //! survives a change of worker.
 
+mod decoder;
 mod detokenizer;
 mod error;
 mod stop;
