@@ -1,1 +1,31 @@
 //! Fast math with safe signatures; the one room that may hold unsafe code.
+//!
+//! Invariant: on one instruction-set level, an output element is computed in one order whatever the number of rows, threads or
+//! blocks around it. Everything that promises equal text for equal prompts stands on that.
+//!
+//! ```text
+//! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, pointwise
+//! Pool (threads)         ─► split by output element, never by what is summed
+//! KvArena, MappedFile    ─► where keys, values and weights lie
+//! ```
+
+#[cfg(target_endian = "big")]
+compile_error!("weights and KV are little endian in memory");
+
+mod arena;
+mod attention;
+mod mapped;
+mod matmul;
+mod pointwise;
+mod pool;
+mod simd;
+#[cfg(test)]
+mod testing;
+
+pub use arena::{KvArena, KvElement, KvHalf, KvShape, LayerRead, LayerWrite};
+pub use attention::{AttentionRow, AttentionShape, attention};
+pub use mapped::MappedFile;
+pub use matmul::{Element, SEGMENTS, Segments, WeightView, matmul, tree_sum};
+pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul};
+pub use pool::Pool;
+pub use simd::{Isa, IsaError};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::Error;
+use crate::check::{Placed, Scope, check, list_path};
 
 /// What an instance does in the cluster. The group id in the table is its number: 0, 1, 2.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -178,22 +179,50 @@ impl GlobalRankTable {
         self.servers(Role::Decode)
     }
 
-    /// Every entry with its role, scheduler first.
-    pub fn entries(&self) -> impl Iterator<Item = (Role, &Server)> {
-        self.0.entries()
+    /// Every instance's own table with its name, scheduler first.
+    pub fn local_tables(&self) -> Vec<(String, LocalRankTable)> {
+        self.0.named().map(|(name, server)| (name, LocalRankTable::of(server))).collect()
     }
 }
 
 impl HostRankTable {
-    /// Every entry with its role, scheduler first.
-    pub fn entries(&self) -> impl Iterator<Item = (Role, &Server)> {
-        self.0.entries()
+    /// Every instance's own table with its name, scheduler first; the names count this machine's instances only.
+    pub fn local_tables(&self) -> Vec<(String, LocalRankTable)> {
+        self.0.named().map(|(name, server)| (name, LocalRankTable::of(server))).collect()
+    }
+
+    /// Checks that this one machine is a whole cluster.
+    pub fn into_global(self) -> Result<GlobalRankTable, Error> {
+        match check(&self.0.file, &self.0.placed(), Scope::Cluster).into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(GlobalRankTable(self.0)),
+        }
     }
 }
 
 impl Groups {
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (Role, &Server)> {
-        Role::ALL.into_iter().flat_map(|role| self.lists[role.group()].iter().map(move |server| (role, server)))
+    /// Every entry with its place in the file, scheduler first.
+    pub(crate) fn placed(&self) -> Vec<Placed<'_>> {
+        let file = self.file.as_str();
+        let place = |role: Role| {
+            let entries = self.lists[role.group()].iter().enumerate();
+            entries.map(move |(i, server)| Placed { file, path: format!("{}[{i}]", list_path(role)), role, server })
+        };
+        Role::ALL.into_iter().flat_map(place).collect()
+    }
+
+    fn named(&self) -> impl Iterator<Item = (String, &Server)> {
+        let of =
+            |role: Role| self.lists[role.group()].iter().enumerate().map(move |(i, s)| (instance_name(role, i), s));
+        Role::ALL.into_iter().flat_map(of)
+    }
+}
+
+/// `scheduler`, `prefill-0`, `decode-1`.
+pub(crate) fn instance_name(role: Role, index: usize) -> String {
+    match role {
+        Role::Scheduler => role.to_string(),
+        Role::Prefill | Role::Decode => format!("{role}-{index}"),
     }
 }
 
@@ -209,19 +238,5 @@ impl LocalRankTable {
 
     pub fn server(&self) -> &Server {
         &self.server
-    }
-}
-
-impl GlobalRankTable {
-    /// Every instance's own table with its name: `scheduler`, `prefill-0`, `decode-0`.
-    pub fn local_tables(&self) -> Vec<(String, LocalRankTable)> {
-        unimplemented!()
-    }
-}
-
-impl HostRankTable {
-    /// Checks that this one machine is a whole cluster.
-    pub fn into_global(self) -> Result<GlobalRankTable, Error> {
-        unimplemented!()
     }
 }

@@ -14,9 +14,10 @@ mod plan;
 mod ports;
 mod write;
 
-pub use check::Limits;
+pub use check::{MAX_DEVICES, MAX_FILE_BYTES, MAX_INSTANCES};
 pub use document::{Device, GlobalRankTable, HostRankTable, LocalRankTable, Role, Server, ServerAddress};
 pub use error::{Error, Problem};
+pub use file::read;
 pub use identity::{Identity, InstanceEntry, instances, instances_with_ports};
 pub use merge::merge;
 pub use plan::{HostPlan, PlannedInstance, SingleHost, single_host};

@@ -1,0 +1,165 @@
+use half::bf16;
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{bits, close, values};
+use crate::{KvArena, KvShape};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    shape: AttentionShape,
+    tokens: usize,
+    block_size: usize,
+    element: KvElement,
+    seed: u64,
+}
+
+impl Case {
+    fn kv_width(&self) -> usize {
+        self.shape.kv_heads * self.shape.head_dim
+    }
+
+    fn width(&self) -> usize {
+        self.shape.heads * self.shape.head_dim
+    }
+
+    fn q(&self) -> Vec<f32> {
+        values(self.seed, self.tokens * self.width())
+    }
+
+    fn keys(&self) -> Vec<f32> {
+        values(self.seed ^ 1, self.tokens * self.kv_width())
+    }
+
+    fn values(&self) -> Vec<f32> {
+        values(self.seed ^ 2, self.tokens * self.kv_width())
+    }
+
+    /// Blocks in reverse order, so that a block's number is not its index.
+    fn blocks(&self) -> Vec<u32> {
+        (0..self.tokens.div_ceil(self.block_size) as u32).rev().collect()
+    }
+
+    fn arena(&self) -> KvArena {
+        let blocks = self.blocks();
+        let shape = KvShape {
+            layers: 1,
+            heads: self.shape.kv_heads,
+            head_dim: self.shape.head_dim,
+            block_size: self.block_size,
+            blocks: blocks.len(),
+            element: self.element,
+        };
+        let arena = KvArena::new(shape).unwrap();
+        let mut layer = arena.write(0);
+        for (half, all) in [(KvHalf::Keys, self.keys()), (KvHalf::Values, self.values())] {
+            for (position, token) in all.chunks_exact(self.kv_width()).enumerate() {
+                layer.store(half, blocks[position / self.block_size] as usize, position % self.block_size, token);
+            }
+        }
+        drop(layer);
+        arena
+    }
+
+    /// All tokens, in steps of `chunk`.
+    fn run(&self, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
+        let (arena, blocks, q) = (self.arena(), self.blocks(), self.q());
+        let pool = Pool::new("test", threads).unwrap();
+        let mut out = vec![f32::NAN; q.len()];
+        for start in (0..self.tokens).step_by(chunk) {
+            let count = chunk.min(self.tokens - start);
+            let range = start * self.width()..(start + count) * self.width();
+            let row = AttentionRow { first: 0, count, start, blocks: &blocks };
+            attention(isa, &pool, &self.shape, &[row], &arena.read(0), &q[range.clone()], &mut out[range]);
+        }
+        out
+    }
+
+    /// The textbook, in f64.
+    fn reference(&self) -> Vec<f32> {
+        let round = |v: f32| match self.element {
+            KvElement::F32 => f64::from(v),
+            KvElement::Bf16 => f64::from(bf16::from_f32(v).to_f32()),
+        };
+        let (q, k, v) = (self.q(), self.keys(), self.values());
+        let (dim, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
+        let mut out = Vec::new();
+        for position in 0..self.tokens {
+            for head in 0..self.shape.heads {
+                let q = &q[position * self.width() + head * dim..][..dim];
+                let at = |token: usize| token * self.kv_width() + head / group * dim;
+                let first = if self.shape.window == 0 { 0 } else { (position + 1).saturating_sub(self.shape.window) };
+                let dot = |token: usize| (0..dim).map(|i| f64::from(q[i]) * round(k[at(token) + i])).sum::<f64>();
+                let weights: Vec<f64> =
+                    (first..=position).map(|token| (dot(token) / (dim as f64).sqrt()).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                let value =
+                    |i| (first..=position).zip(&weights).map(|(token, w)| w * round(v[at(token) + i])).sum::<f64>();
+                out.extend((0..dim).map(|i| (value(i) / sum) as f32));
+            }
+        }
+        out
+    }
+}
+
+fn case(heads: usize, kv_heads: usize, head_dim: usize, window: usize, tokens: usize) -> Case {
+    let shape = AttentionShape { heads, kv_heads, head_dim, window };
+    Case { shape, tokens, block_size: 16, element: KvElement::F32, seed: 7 }
+}
+
+#[test]
+fn agrees_with_the_textbook() {
+    for isa in Isa::available() {
+        for base in [
+            case(1, 1, 4, 0, 1),
+            case(4, 2, 16, 0, 70),
+            case(7, 1, 20, 0, 33),
+            case(4, 4, 64, 16, 90),
+            case(2, 1, 128, 5, 40),
+        ] {
+            for element in [KvElement::F32, KvElement::Bf16] {
+                let case = Case { element, ..base };
+                close(&format!("{isa} {case:?}"), &case.run(isa, 2, case.tokens), &case.reference(), 2e-6);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn chunks_blocks_and_threads_do_not_change_bits(
+        tokens in 1usize..100, window in 0usize..40, chunk in 1usize..50, block in 1usize..5, threads in 1usize..4, seed: u64,
+    ) {
+        let base = Case { seed, element: KvElement::Bf16, ..case(4, 2, 16, window, tokens) };
+        for isa in Isa::available() {
+            let expected = bits(&base.run(isa, 1, tokens));
+            let other = Case { block_size: 8 * block, ..base };
+            prop_assert_eq!(&bits(&other.run(isa, threads, chunk)), &expected);
+            prop_assert_eq!(&bits(&base.run(isa, 1, 1)), &expected);
+        }
+    }
+}
+
+/// What lies in a block behind the sequence's end, or before its window, is never looked at.
+#[test]
+fn foreign_bytes_do_not_leak_in() {
+    let case = Case { block_size: 32, ..case(2, 1, 16, 8, 40) };
+    let (arena, blocks, q) = (case.arena(), case.blocks(), case.q());
+    let row = AttentionRow { first: 0, count: 1, start: 39, blocks: &blocks };
+    let last = &q[39 * case.width()..];
+    let pool = Pool::new("test", 1).unwrap();
+    for isa in Isa::available() {
+        let mut clean = vec![0.0; case.width()];
+        attention(isa, &pool, &case.shape, &[row], &arena.read(0), last, &mut clean);
+        for position in (0..64).filter(|position| !(32..40).contains(position)) {
+            for half in [KvHalf::Keys, KvHalf::Values] {
+                arena.write(0).store(half, blocks[position / 32] as usize, position % 32, &[f32::NAN; 16]);
+            }
+        }
+        let mut dirty = vec![0.0; case.width()];
+        attention(isa, &pool, &case.shape, &[row], &arena.read(0), last, &mut dirty);
+        assert_eq!(bits(&dirty), bits(&clean), "{isa}");
+    }
+}

@@ -1,0 +1,142 @@
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{bits, close, values};
+
+const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+
+fn stored(element: Element, values: &[f32]) -> Vec<u8> {
+    let bytes = |value: &f32| match element {
+        Element::F32 => value.to_le_bytes().to_vec(),
+        Element::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
+        Element::Bf16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(bytes).collect()
+}
+
+/// What the stored values are after rounding.
+fn widened(isa: Isa, view: &WeightView<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; view.rows() * view.cols()];
+    out.chunks_exact_mut(view.cols()).enumerate().for_each(|(row, out)| view.copy_row(isa, row, out));
+    out
+}
+
+fn product(isa: Isa, threads: usize, x: &[f32], w: &WeightView<'_>, segments: &Segments) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    matmul(isa, &Pool::new("test", threads).unwrap(), x, w, segments, None, &mut out);
+    out
+}
+
+/// Against candle, on every level, for every element type and awkward sizes.
+#[test]
+fn agrees_with_candle() {
+    for isa in Isa::available() {
+        for element in ELEMENTS {
+            for (m, k, n) in [(1, 1, 1), (1, 16, 17), (2, 9, 5), (3, 64, 130), (7, 100, 33), (8, 128, 64), (21, 47, 70)]
+            {
+                let bytes = stored(element, &values(1, n * k));
+                let w = WeightView::new(&bytes, element, n, k).unwrap();
+                let x = values(2, m * k);
+                let left = Tensor::from_slice(&x, (m, k), &Device::Cpu).unwrap();
+                let right = Tensor::from_vec(widened(isa, &w), (n, k), &Device::Cpu).unwrap();
+                let expected =
+                    left.matmul(&right.t().unwrap()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                for segments in [Segments::whole(k), Segments::of_rank(k, 0, 1)] {
+                    let found = product(isa, 2, &x, &w, &segments);
+                    close(&format!("{isa} {element:?} {m} {k} {n}"), &found, &expected, 1e-4);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn widening_is_exact() {
+    let plain = values(3, 40);
+    for isa in Isa::available() {
+        for element in ELEMENTS {
+            let bytes = stored(element, &plain);
+            let view = WeightView::new(&bytes, element, 2, 20).unwrap();
+            let expected: Vec<f32> = match element {
+                Element::F32 => plain.clone(),
+                Element::F16 => plain.iter().map(|v| f16::from_f32(*v).to_f32()).collect(),
+                Element::Bf16 => plain.iter().map(|v| bf16::from_f32(*v).to_f32()).collect(),
+            };
+            assert_eq!(bits(&widened(isa, &view)), bits(&expected), "{isa} {element:?}");
+        }
+    }
+}
+
+#[test]
+fn bias_is_added_to_every_row() {
+    let (x, bytes) = (values(4, 2 * 8), stored(Element::F32, &values(5, 3 * 8)));
+    let w = WeightView::new(&bytes, Element::F32, 3, 8).unwrap();
+    for isa in Isa::available() {
+        let plain = product(isa, 1, &x, &w, &Segments::whole(8));
+        let mut out = vec![0.0; 6];
+        let bias = [1.0, 2.0, 3.0];
+        matmul(isa, &Pool::new("test", 1).unwrap(), &x, &w, &Segments::whole(8), Some(&bias), &mut out);
+        let expected: Vec<f32> = plain.iter().zip(bias.iter().cycle()).map(|(plain, bias)| plain + bias).collect();
+        assert_eq!(bits(&out), bits(&expected));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// A row alone has the bits that it has among others, on any number of threads.
+    #[test]
+    fn rows_do_not_know_their_neighbours(m in 1usize..20, k in 1usize..200, n in 1usize..150, threads in 1usize..4, seed: u64) {
+        let bytes = stored(Element::Bf16, &values(seed, n * k));
+        let w = WeightView::new(&bytes, Element::Bf16, n, k).unwrap();
+        let x = values(seed ^ 1, m * k);
+        for isa in Isa::available() {
+            for segments in [Segments::whole(k), Segments::of_rank(k, 0, 1)] {
+                let together = product(isa, threads, &x, &w, &segments);
+                for row in 0..m {
+                    let alone = product(isa, 1, &x[row * k..(row + 1) * k], &w, &segments);
+                    prop_assert_eq!(bits(&alone), bits(&together[row * n..(row + 1) * n]));
+                }
+            }
+        }
+    }
+
+    /// The ranks' partial sums, added as a tree, have the bits of one rank's sum; a column shard those of its columns.
+    #[test]
+    fn ranks_do_not_change_bits(m in 1usize..6, k8 in 1usize..40, n in 1usize..40, extra in 0usize..8, seed: u64) {
+        for ranks in [2usize, 4, 8] {
+            let k = (8 * k8 + extra).next_multiple_of(ranks);
+            let bytes = stored(Element::F16, &values(seed, n * k));
+            let w = WeightView::new(&bytes, Element::F16, n, k).unwrap();
+            let x = values(seed ^ 1, m * k);
+            for isa in Isa::available() {
+                let whole = product(isa, 1, &x, &w, &Segments::of_rank(k, 0, 1));
+                let share = k / ranks;
+                let parts: Vec<Vec<f32>> = (0..ranks).map(|rank| {
+                    let cols = rank * share..(rank + 1) * share;
+                    let x: Vec<f32> = x.chunks_exact(k).flat_map(|row| row[cols.clone()].to_vec()).collect();
+                    product(isa, 1, &x, &w.shard(0..n, cols), &Segments::of_rank(k, rank, ranks))
+                }).collect();
+                let mut sum = vec![0.0; m * n];
+                tree_sum(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut sum);
+                prop_assert_eq!(bits(&sum), bits(&whole), "{} ranks, k {}", ranks, k);
+
+                let columns = product(isa, 1, &x, &w.shard(n / 2..n, 0..k), &Segments::whole(k));
+                let all = product(isa, 1, &x, &w, &Segments::whole(k));
+                let expected: Vec<f32> = all.chunks_exact(n).flat_map(|row| row[n / 2..].to_vec()).collect();
+                prop_assert_eq!(bits(&columns), bits(&expected));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_view_needs_the_right_number_of_bytes() {
+    let bytes = [0; 24];
+    assert!(WeightView::new(&bytes, Element::F32, 2, 3).is_some());
+    assert!(WeightView::new(&bytes, Element::F32, 2, 4).is_none());
+    assert!(WeightView::new(&bytes, Element::Bf16, 2, 3).is_none());
+    assert!(WeightView::new(&bytes, Element::F32, usize::MAX, 3).is_none());
+}

@@ -1,0 +1,188 @@
+//! What is computed per row or per element: norms, rotation, activation, softmax helpers.
+//!
+//! Rows are shared out among threads; no sum crosses a row, so the split changes nothing.
+
+#![expect(unsafe_code, reason = "vector loads within slices")]
+
+use crate::Pool;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// Scales each row of `rows` (as wide as `weight`) to root mean square 1, then by `weight`.
+pub fn rms_norm(isa: Isa, pool: &Pool, weight: &[f32], eps: f32, rows: &mut [f32]) {
+    let width = weight.len();
+    pool.run_rows(rows, width, |_, rows| {
+        rows.chunks_exact_mut(width).for_each(|row| isa.run(RmsNorm { row, weight, eps }));
+    });
+}
+
+/// Rotates each head of each token by its position: pairs are `i` and `i + head_dim / 2`. `x` is `[token][head][head_dim]`, `cos` and
+/// `sin` are `[token][head_dim / 2]`. Panics if the lengths do not agree.
+pub fn rope(isa: Isa, pool: &Pool, heads: usize, cos: &[f32], sin: &[f32], half_dim: usize, x: &mut [f32]) {
+    let width = heads * 2 * half_dim;
+    assert!(cos.len() == sin.len() && cos.len() * 2 * heads == x.len(), "{} angles for {} values", cos.len(), x.len());
+    pool.run_rows(x, width, |first, rows| {
+        for (token, row) in rows.chunks_exact_mut(width).enumerate() {
+            let at = (first + token) * half_dim;
+            isa.run(Rotate { row, cos: &cos[at..at + half_dim], sin: &sin[at..at + half_dim] });
+        }
+    });
+}
+
+/// `gate = silu(gate) * up`, with `silu(x) = x / (1 + e^-x)`. Panics if the lengths differ.
+pub fn silu_mul(isa: Isa, pool: &Pool, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate and up");
+    pool.run_rows(gate, 1, |first, gate| {
+        let up = &up[first..first + gate.len()];
+        isa.run(SiluMul { gate, up });
+    });
+}
+
+/// `x += delta`. Panics if the lengths differ.
+pub fn add(pool: &Pool, x: &mut [f32], delta: &[f32]) {
+    assert_eq!(x.len(), delta.len(), "x and delta");
+    pool.run_rows(x, 1, |first, x| {
+        x.iter_mut().zip(&delta[first..]).for_each(|(x, delta)| *x += delta);
+    });
+}
+
+/// Index of the largest value, the first of equals; `None` if there is none that compares.
+pub fn argmax(isa: Isa, x: &[f32]) -> Option<usize> {
+    let max = isa.run(Max(x));
+    x.iter().position(|value| *value == max)
+}
+
+/// `ln(sum of e^x)`.
+pub fn log_sum_exp(isa: Isa, x: &[f32]) -> f32 {
+    let max = isa.run(Max(x));
+    max + isa.run(SumExp { x, max }).ln()
+}
+
+struct RmsNorm<'a> {
+    row: &'a mut [f32],
+    /// As long as `row`.
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let count = self.row.len();
+        let row = self.row.as_mut_ptr();
+        // SAFETY: `i < count`, and at most `count - i` lanes are touched.
+        unsafe {
+            let mut squares = S::splat(0.0);
+            for i in (0..count).step_by(S::LANES) {
+                let x = S::load_upto(row.add(i), count - i);
+                squares = S::mul_add(x, x, squares);
+            }
+            let scale = S::splat(1.0 / (S::sum(squares) / count as f32 + self.eps).sqrt());
+            for i in (0..count).step_by(S::LANES) {
+                let weight = S::load_upto(self.weight.as_ptr().add(i), count - i);
+                let x = S::mul(S::load_upto(row.add(i), count - i), scale);
+                S::store_upto(row.add(i), S::mul(x, weight), count - i);
+            }
+        }
+    }
+}
+
+struct Rotate<'a> {
+    /// `[head][head_dim]`
+    row: &'a mut [f32],
+    /// Half a head long, as `sin`.
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let half = self.cos.len();
+        for head in self.row.chunks_exact_mut(2 * half) {
+            let (low, high) = head.split_at_mut(half);
+            for i in (0..half).step_by(S::LANES) {
+                // SAFETY: `i < half`, and at most `half - i` lanes are touched in slices of `half` floats.
+                unsafe {
+                    let cos = S::load_upto(self.cos.as_ptr().add(i), half - i);
+                    let sin = S::load_upto(self.sin.as_ptr().add(i), half - i);
+                    let a = S::load_upto(low.as_ptr().add(i), half - i);
+                    let b = S::load_upto(high.as_ptr().add(i), half - i);
+                    S::store_upto(low.as_mut_ptr().add(i), S::sub(S::mul(a, cos), S::mul(b, sin)), half - i);
+                    S::store_upto(high.as_mut_ptr().add(i), S::add(S::mul(b, cos), S::mul(a, sin)), half - i);
+                }
+            }
+        }
+    }
+}
+
+struct SiluMul<'a> {
+    gate: &'a mut [f32],
+    /// As long as `gate`.
+    up: &'a [f32],
+}
+
+impl Kernel for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let count = self.gate.len();
+        for i in (0..count).step_by(S::LANES) {
+            // SAFETY: `i < count`, and at most `count - i` lanes are touched.
+            unsafe {
+                let x = S::load_upto(self.gate.as_ptr().add(i), count - i);
+                let up = S::load_upto(self.up.as_ptr().add(i), count - i);
+                let silu = S::div(x, S::add(S::splat(1.0), S::exp(S::sub(S::splat(0.0), x))));
+                S::store_upto(self.gate.as_mut_ptr().add(i), S::mul(silu, up), count - i);
+            }
+        }
+    }
+}
+
+struct Max<'a>(&'a [f32]);
+
+impl Kernel for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let whole = self.0.len() - self.0.len() % S::LANES;
+        // SAFETY: whole vectors within the slice.
+        unsafe {
+            let mut max = S::splat(f32::NEG_INFINITY);
+            for i in (0..whole).step_by(S::LANES) {
+                max = S::max(S::load(self.0.as_ptr().add(i)), max);
+            }
+            self.0[whole..].iter().copied().fold(S::max_lane(max), f32::max)
+        }
+    }
+}
+
+struct SumExp<'a> {
+    x: &'a [f32],
+    max: f32,
+}
+
+impl Kernel for SumExp<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let whole = self.x.len() - self.x.len() % S::LANES;
+        // SAFETY: whole vectors within the slice.
+        unsafe {
+            let mut sum = S::splat(0.0);
+            for i in (0..whole).step_by(S::LANES) {
+                sum = S::add(sum, S::exp(S::sub(S::load(self.x.as_ptr().add(i)), S::splat(self.max))));
+            }
+            self.x[whole..].iter().fold(S::sum(sum), |sum, x| sum + (x - self.max).exp())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

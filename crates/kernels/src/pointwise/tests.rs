@@ -1,0 +1,103 @@
+use candle_core::{D, Device, Tensor};
+
+use super::*;
+use crate::testing::{bits, close, values};
+
+fn pool(threads: usize) -> Pool {
+    Pool::new("test", threads).unwrap()
+}
+
+/// Runs `f` on every level with 1 and 3 threads: the result must be `expected`, and the same bits for both.
+fn check(what: &str, expected: &[f32], tolerance: f32, f: impl Fn(Isa, &Pool) -> Vec<f32>) {
+    for isa in Isa::available() {
+        let one = f(isa, &pool(1));
+        close(&format!("{what} on {isa}"), &one, expected, tolerance);
+        assert_eq!(bits(&f(isa, &pool(3))), bits(&one), "{what} on {isa}: threads");
+    }
+}
+
+#[test]
+fn rms_norm_agrees_with_candle() {
+    for (rows, width) in [(1, 1), (2, 7), (3, 16), (500, 90)] {
+        let (x, weight) = (values(1, rows * width), values(2, width));
+        let tensor = Tensor::from_slice(&x, (rows, width), &Device::Cpu).unwrap();
+        let mean = (tensor.sqr().unwrap().mean_keepdim(D::Minus1).unwrap() + 1e-5).unwrap();
+        let scaled = tensor.broadcast_div(&mean.sqrt().unwrap()).unwrap();
+        let weights = Tensor::from_slice(&weight, width, &Device::Cpu).unwrap();
+        let expected = scaled.broadcast_mul(&weights).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        check(&format!("norm of {rows} x {width}"), &expected, 1e-5, |isa, pool| {
+            let mut out = x.clone();
+            rms_norm(isa, pool, &weight, 1e-5, &mut out);
+            out
+        });
+    }
+}
+
+#[test]
+fn rope_turns_pairs() {
+    let (tokens, heads, half) = (300, 3, 10);
+    let x = values(3, tokens * heads * 2 * half);
+    let angles: Vec<f32> = values(4, tokens * half).iter().map(|v| v * 10.0).collect();
+    let cos: Vec<f32> = angles.iter().map(|v| v.cos()).collect();
+    let sin: Vec<f32> = angles.iter().map(|v| v.sin()).collect();
+    let mut expected = x.clone();
+    for (i, head) in expected.chunks_exact_mut(2 * half).enumerate() {
+        for j in 0..half {
+            let at = i / heads * half + j;
+            let (a, b) = (head[j], head[j + half]);
+            head[j] = a * cos[at] - b * sin[at];
+            head[j + half] = b * cos[at] + a * sin[at];
+        }
+    }
+    check("rope", &expected, 1e-6, |isa, pool| {
+        let mut out = x.clone();
+        rope(isa, pool, heads, &cos, &sin, half, &mut out);
+        out
+    });
+}
+
+#[test]
+fn silu_mul_agrees_with_candle() {
+    let count = 20_001;
+    let gate: Vec<f32> = values(5, count).iter().map(|v| v * 20.0).collect();
+    let up = values(6, count);
+    let tensor = Tensor::from_slice(&gate, count, &Device::Cpu).unwrap().silu().unwrap();
+    let expected = (tensor * Tensor::from_slice(&up, count, &Device::Cpu).unwrap()).unwrap().to_vec1::<f32>().unwrap();
+    check("silu_mul", &expected, 1e-5, |isa, pool| {
+        let mut out = gate.clone();
+        silu_mul(isa, pool, &mut out, &up);
+        out
+    });
+}
+
+#[test]
+fn add_adds() {
+    let (x, delta) = (values(7, 40_000), values(8, 40_000));
+    let expected: Vec<f32> = x.iter().zip(&delta).map(|(x, delta)| x + delta).collect();
+    check("add", &expected, 0.0, |_, pool| {
+        let mut out = x.clone();
+        add(pool, &mut out, &delta);
+        out
+    });
+}
+
+#[test]
+fn softmax_helpers() {
+    for count in [1, 5, 16, 33, 1000] {
+        let x: Vec<f32> = values(9, count).iter().map(|v| v * 30.0).collect();
+        let plain = x.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln() as f32;
+        for isa in Isa::available() {
+            assert!((log_sum_exp(isa, &x) - plain).abs() < 1e-5, "{isa} {count}");
+            let best = argmax(isa, &x).unwrap();
+            assert!(x.iter().all(|value| *value <= x[best]) && x[..best].iter().all(|value| *value < x[best]));
+        }
+    }
+    for isa in Isa::available() {
+        let mut ties = vec![0.0; 50];
+        (ties[20], ties[40]) = (1.0, 1.0);
+        assert_eq!(argmax(isa, &ties), Some(20), "{isa}: the first of equals");
+        assert_eq!(argmax(isa, &[]), None);
+        assert_eq!(argmax(isa, &[f32::NAN; 3]), None);
+        assert_eq!(argmax(isa, &[f32::NEG_INFINITY; 3]), Some(0));
+    }
+}

@@ -1,0 +1,261 @@
+//! Vectors of the machine, and the one place where an instruction-set level is chosen.
+//!
+//! A kernel is written once over [`Simd`] and compiled once per level. [`Isa`] holds a token for its level, and a token can only
+//! be had on a CPU that has the instructions, so safe code cannot reach the wrong kernel.
+
+#![expect(unsafe_code, reason = "intrinsics and raw loads; contracts stand at each function")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::fmt;
+
+#[cfg(target_arch = "x86_64")]
+use {avx2::Avx2, avx512::Avx512};
+
+/// Widest vector of any level: buffers padded to this many `f32` can be read in whole vectors.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// The instruction-set level that kernels run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+/// `PDSERVE_ISA` asks for what cannot be had.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("PDSERVE_ISA is `{found}`, this machine has: {}", .available.join(", "))]
+pub struct IsaError {
+    pub found: String,
+    pub available: Vec<String>,
+}
+
+impl Isa {
+    /// Plain Rust, on every machine.
+    pub const PORTABLE: Isa = Isa(Level::Portable);
+
+    /// Every level that this machine has, slowest first.
+    pub fn available() -> Vec<Isa> {
+        let mut levels = vec![Isa::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(Avx2::new().map(|token| Isa(Level::Avx2(token))));
+            levels.extend(Avx512::new().map(|token| Isa(Level::Avx512(token))));
+        }
+        levels
+    }
+
+    /// The fastest level, or the one that the variable `PDSERVE_ISA` names: `portable`, `avx2` or `avx512`.
+    pub fn from_env() -> Result<Isa, IsaError> {
+        let wanted = std::env::var("PDSERVE_ISA").ok();
+        Self::named(wanted.as_deref())
+    }
+
+    fn named(wanted: Option<&str>) -> Result<Isa, IsaError> {
+        let levels = Self::available();
+        match wanted {
+            None | Some("") => Ok(*levels.last().unwrap_or(&Isa::PORTABLE)),
+            Some(name) => levels.iter().copied().find(|isa| isa.as_str() == name).ok_or_else(|| IsaError {
+                found: name.to_owned(),
+                available: levels.iter().map(Isa::to_string).collect(),
+            }),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
+    }
+
+    /// Runs `kernel` compiled for this level.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY (all arms): the level's token exists, so the CPU has the instructions; `Kernel` values are built by safe functions of
+        // this crate that have checked every bound the kernel relies on.
+        match self.0 {
+            Level::Portable => unsafe { kernel.run::<portable::Portable>() },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => unsafe { avx2::run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => unsafe { avx512::run(kernel) },
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A piece of arithmetic with its arguments, written over any level.
+pub(crate) trait Kernel {
+    type Output;
+
+    /// Mark it `#[inline(always)]`, as everything it calls: only then is it compiled with the level's instructions.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`, and the arguments keep the bounds that the kernel's fields promise.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// A vector of `f32`.
+///
+/// # Safety
+/// Every function needs a CPU with the level's instructions. Loads and stores touch exactly the lanes they name (`LANES`, or
+/// `count < LANES` for the `_head` ones, whose other lanes are 0), at any alignment.
+pub(crate) trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn load_head(from: *const f32, count: usize) -> Self::V;
+    unsafe fn load_bf16(from: *const u8) -> Self::V;
+    unsafe fn load_bf16_head(from: *const u8, count: usize) -> Self::V;
+    unsafe fn load_f16(from: *const u8) -> Self::V;
+    unsafe fn load_f16_head(from: *const u8, count: usize) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn store_head(to: *mut f32, v: Self::V, count: usize);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the level has a fused instruction.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(v: Self::V) -> Self::V;
+    /// `2^v` for integral `v` in -126..=127.
+    unsafe fn exp2_int(v: Self::V) -> Self::V;
+    /// Sum of the lanes: lane `i` with `i + LANES/2`, then with `i + LANES/4`, ...
+    unsafe fn sum(v: Self::V) -> f32;
+    unsafe fn max_lane(v: Self::V) -> f32;
+    /// `out[i] = sum(v[i])`, the same bits; `v` and `out` hold `LANES` entries.
+    unsafe fn sums(v: &[Self::V], out: *mut f32);
+
+    /// The first `count` lanes, or all of them.
+    #[inline(always)]
+    unsafe fn load_upto(from: *const f32, count: usize) -> Self::V {
+        // SAFETY: the caller grants `min(count, LANES)` readable floats.
+        unsafe { if count >= Self::LANES { Self::load(from) } else { Self::load_head(from, count) } }
+    }
+
+    /// The first `count` lanes, or all of them.
+    #[inline(always)]
+    unsafe fn store_upto(to: *mut f32, v: Self::V, count: usize) {
+        // SAFETY: the caller grants `min(count, LANES)` writable floats.
+        unsafe { if count >= Self::LANES { Self::store(to, v) } else { Self::store_head(to, v, count) } }
+    }
+
+    /// `e^v` to about 2 ulp for `v` up to 88; below -87 it is as good as 0.
+    ///
+    /// Cody-Waite reduction and the degree-5 polynomial of the Cephes library's `expf`.
+    #[inline(always)]
+    unsafe fn exp(v: Self::V) -> Self::V {
+        // SAFETY: arithmetic only.
+        unsafe {
+            let v = Self::min(Self::max(v, Self::splat(-87.0)), Self::splat(88.0));
+            let n = Self::round(Self::mul(v, Self::splat(std::f32::consts::LOG2_E)));
+            let r = Self::mul_add(n, Self::splat(-0.693_359_4), v);
+            let r = Self::mul_add(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = Self::mul_add(p, r, Self::splat(c));
+            }
+            let p = Self::mul_add(Self::mul(p, r), r, Self::add(r, Self::splat(1.0)));
+            Self::mul(p, Self::exp2_int(n))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[sum, max, exp of each, sums of each rotated vector]` of sixteen values.
+    struct Probe([f32; 16]);
+
+    impl Kernel for Probe {
+        type Output = (Vec<f32>, Vec<f32>, f32);
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Self::Output {
+            // SAFETY: sixteen floats are at least one vector of every level; vectors and outputs have LANES entries.
+            unsafe {
+                let vectors: Vec<S::V> =
+                    (0..S::LANES).map(|i| S::mul(S::load(self.0.as_ptr()), S::splat(i as f32))).collect();
+                let mut sums = vec![0.0; S::LANES];
+                S::sums(&vectors, sums.as_mut_ptr());
+                let single: Vec<f32> = vectors.iter().map(|v| S::sum(*v)).collect();
+                assert_eq!(sums, single, "sums() must have the bits of sum()");
+                let mut exp = vec![0.0; 16];
+                let (mut i, n) = (0, 16);
+                while i < n {
+                    S::store_upto(exp.as_mut_ptr().add(i), S::exp(S::load_upto(self.0.as_ptr().add(i), n - i)), n - i);
+                    i += S::LANES;
+                }
+                let head = S::load_head(self.0.as_ptr(), 3);
+                assert_eq!(
+                    S::max_lane(S::sub(head, S::splat(100.0))),
+                    self.0[0].max(self.0[1]).max(self.0[2]).max(0.0) - 100.0
+                );
+                (exp, single, S::max_lane(S::load(self.0.as_ptr())))
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_agrees_with_the_standard_library() {
+        let values: [f32; 16] = std::array::from_fn(|i| (i as f32 * 37.7) % 23.0 - 15.0);
+        for isa in Isa::available() {
+            let (exp, sums, max) = isa.run(Probe(values));
+            for (value, exp) in values.iter().zip(exp) {
+                assert!((exp / value.exp() - 1.0).abs() < 3e-7, "{isa}: exp({value}) = {exp}");
+            }
+            let lanes = sums.len();
+            let plain: f64 = values[..lanes].iter().map(|v| f64::from(*v)).sum();
+            assert!((f64::from(sums[1]) - plain).abs() < 1e-4, "{isa}: {} is not {plain}", sums[1]);
+            assert_eq!(max, values[..lanes].iter().copied().fold(f32::MIN, f32::max), "{isa}");
+        }
+    }
+
+    #[test]
+    fn exp_ends_are_tame() {
+        struct Ends;
+        impl Kernel for Ends {
+            type Output = [f32; 3];
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) -> [f32; 3] {
+                // SAFETY: no memory is touched.
+                unsafe { [f32::NEG_INFINITY, 0.0, 1000.0].map(|v| S::max_lane(S::exp(S::splat(v)))) }
+            }
+        }
+        for isa in Isa::available() {
+            let [low, one, high] = isa.run(Ends);
+            assert!(low < 1e-37 && one == 1.0 && high.is_finite(), "{isa}: {low} {one} {high}");
+        }
+    }
+
+    #[test]
+    fn a_level_can_be_forced_or_refused() {
+        assert_eq!(Isa::named(Some("portable")), Ok(Isa::PORTABLE));
+        assert_eq!(Isa::named(None).ok(), Isa::available().last().copied());
+        let error = Isa::named(Some("sse9")).unwrap_err().to_string();
+        assert!(error.starts_with("PDSERVE_ISA is `sse9`, this machine has: portable"), "{error}");
+    }
+}
