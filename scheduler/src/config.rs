@@ -39,11 +39,12 @@ pub struct Target {
 /// A number for everything that comes from outside.
 #[derive(Clone, Debug)]
 pub struct Bounds {
+    /// What one request may ask for.
+    pub request: openai::Bounds,
     /// Requests in flight; one more is answered 429.
     pub requests: usize,
     /// Requests waiting for room on the instances; one more is answered 429.
     pub waiting: usize,
-    pub body_bytes: usize,
     pub header_bytes: usize,
     pub headers: usize,
     /// Text that a reader may lag behind before its stream is cancelled.
@@ -57,7 +58,7 @@ impl Default for Bounds {
         Self {
             requests: 4096,
             waiting: 1024,
-            body_bytes: 4 << 20,
+            request: openai::Bounds::default(),
             header_bytes: 64 << 10,
             headers: 100,
             unread_bytes: 256 << 10,
@@ -224,4 +225,11 @@ fn default_names(model: &Path) -> Vec<String> {
     let mut names: Vec<String> = name.into_iter().chain([typed]).collect();
     names.dedup();
     names
+}
+
+/// What config.json says that the model can take; the workers' word replaces it once they are there.
+pub(crate) fn max_position_embeddings(model: &Path) -> Option<u32> {
+    let text = std::fs::read(model.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    u32::try_from(config.get("max_position_embeddings")?.as_u64()?).ok()
 }

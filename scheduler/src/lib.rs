@@ -3,10 +3,39 @@
 //! `request` tells the story of one request from top to bottom; `cluster` and `connection` know which instances are alive;
 //! `pairing` prices them; `http` is the door.
 
+mod admission;
+mod answer;
 mod args;
+mod canary;
+mod cluster;
 mod config;
+mod connection;
+mod http;
+mod leg;
+mod link;
+mod outbox;
+mod output;
+mod pairing;
+mod request;
+mod server;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use text::{ChatTemplate, Tokenizer};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::admission::Admission;
+use crate::answer::Style;
+use crate::cluster::Cluster;
+use crate::http::Api;
 
 pub use args::{Args, LocalPrefill};
 pub use config::{Bounds, Config, ConfigError, Target, Timings};
@@ -14,12 +43,20 @@ pub use config::{Bounds, Config, ConfigError, Target, Timings};
 /// A scheduler that serves. Dropping it stops it at once; [`Running::shutdown`] drains it first.
 pub struct Running {
     pub address: SocketAddr,
+    api: Arc<Api>,
+    stop: CancellationToken,
+    server: JoinSet<()>,
+    /// Connections to the instances and the canary: needed until the last request is done.
+    keepers: JoinSet<()>,
 }
 
 impl Running {
     /// Stops taking requests, lets those in flight finish within `Timings::drain`, then stops.
-    pub async fn shutdown(self) {
-        unimplemented!()
+    pub async fn shutdown(mut self) {
+        self.api.start_draining();
+        self.stop.cancel();
+        while self.server.join_next().await.is_some() {}
+        self.keepers.shutdown().await;
     }
 }
 
@@ -28,16 +65,50 @@ impl Running {
 /// # Errors
 /// Arguments that do not fit together, a model directory that cannot be read, a port in use.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let running = start(Config::from_args(&args)?).await?;
+    let config = Config::from_args(&args)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let running = start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("draining");
     running.shutdown().await;
+    info!("stopped");
     Ok(())
 }
 
-/// Serves in this process; returns once the port is bound.
+/// Serves in this process; returns once the port is bound. Instances may come and go at any time.
 ///
 /// # Errors
 /// A model directory that cannot be read, a port in use.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let _ = config;
-    unimplemented!()
+    let tokenizer = Tokenizer::load(&config.model)?;
+    let template = ChatTemplate::load(&config.model)?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}; is the port in use?", config.listen))?;
+    let address = listener.local_addr()?;
+    let cluster = Arc::new(Cluster::new(&config));
+    let mut keepers = JoinSet::new();
+    for slot in cluster.slots() {
+        keepers.spawn(connection::keep(cluster.clone(), slot));
+    }
+    keepers.spawn(canary::keep(cluster.clone(), Style::plain(tokenizer.clone())));
+    let api = Arc::new(Api {
+        cluster,
+        admission: Arc::new(Admission::new(&config.bounds)),
+        tokenizer,
+        template,
+        max_model_len: config.max_model_len.or_else(|| config::max_position_embeddings(&config.model)),
+        bounds: config.bounds.clone(),
+        body_read: config.timings.body_read,
+        started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        draining: AtomicBool::new(false),
+        served_names: config.served_names,
+    });
+    let stop = CancellationToken::new();
+    let mut server = JoinSet::new();
+    server.spawn(server::serve(listener, api.clone(), config.bounds, config.timings, stop.clone()));
+    info!(url = %format_args!("http://{address}/v1"), instances = config.instances.len(), "listening");
+    Ok(Running { address, api, stop, server, keepers })
 }

@@ -1,0 +1,478 @@
+//! Which instances are alive, of one model and willing: live truth beside the rank table's bootstrap.
+//!
+//! Every connected instance is compared, field by field, with what most instances run; one that differs is connected but never
+//! ready. A `Cluster` is shared by all connections and requests; its locks are held for microseconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kv::BlockHash;
+use parking_lot::Mutex;
+use proto::control::{self, Welcome};
+use telemetry::{SchedulerMetrics, WorkerLoad};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+use types::{InstanceId, Limits, ModelIdentity, Role};
+
+use crate::config::{Config, Target, Timings};
+use crate::connection::Ended;
+use crate::link::Connection;
+use crate::outbox::Outbox;
+use crate::pairing::{Booking, Choice, Facts, Load, Pairing, Route, Slot, Step};
+
+pub(crate) struct Cluster {
+    members: Vec<Target>,
+    states: Mutex<Vec<State>>,
+    pairing: Mutex<Pairing>,
+    /// Something happened that may let a waiting request go on.
+    changed: Notify,
+    generations: AtomicU64,
+    /// Of this process: workers drop what an older scheduler left.
+    incarnation: u64,
+    table_hash: String,
+    timings: Timings,
+    metrics: SchedulerMetrics,
+}
+
+/// What is known of one instance now.
+enum State {
+    Absent { reason: String },
+    Connected(Live),
+}
+
+struct Live {
+    connection: Arc<Connection>,
+    model: ModelIdentity,
+    load: control::Load,
+    /// Why it must not be used although it is connected.
+    mismatch: Option<String>,
+    /// A canary prompt came back through it.
+    proven: bool,
+    /// Why the last canary did not.
+    canary_error: Option<String>,
+}
+
+/// One instance as `/ready` shows it.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct InstanceReport {
+    pub(crate) instance: String,
+    pub(crate) role: &'static str,
+    address: String,
+    /// `ready`, `connected` (no canary came back yet), `draining`, `not_ready` or `absent`.
+    pub(crate) state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<LoadReport>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct LoadReport {
+    running: u32,
+    waiting: u32,
+    waiting_tokens: u32,
+    blocks_total: u32,
+    blocks_free: u32,
+    blocks_cached: u32,
+    preemptions: u64,
+    /// Choices of our requests there, and their prompt tokens not yet computed.
+    booked_choices: u32,
+    booked_tokens: u32,
+    breaker_open: bool,
+    late_dropped: u64,
+}
+
+/// Takes a route's share of its instances; dropping it gives the share back.
+pub(crate) struct Booked {
+    cluster: Arc<Cluster>,
+    booking: Booking,
+}
+
+/// What the router decided, with the connections to go with it.
+pub(crate) enum Routed {
+    Go { booked: Booked, prefill: Option<Arc<Connection>>, decode: Arc<Connection> },
+    Wait,
+    Absent(Role),
+    TooLong { tokens_max: u32 },
+}
+
+impl Cluster {
+    pub(crate) fn new(config: &Config) -> Self {
+        let absent = |_: &Target| State::Absent { reason: "not connected yet".into() };
+        Self {
+            states: Mutex::new(config.instances.iter().map(absent).collect()),
+            pairing: Mutex::new(Pairing::new(config.instances.iter().map(|target| target.role), config.local_prefill)),
+            members: config.instances.clone(),
+            changed: Notify::new(),
+            generations: AtomicU64::new(0),
+            incarnation: rand::random(),
+            table_hash: config.table_hash.clone(),
+            timings: config.timings.clone(),
+            metrics: SchedulerMetrics::new(config.served_names.first().map_or("", String::as_str)),
+        }
+    }
+
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
+        (0..self.members.len()).map(Slot)
+    }
+
+    pub(crate) fn target(&self, slot: Slot) -> &Target {
+        &self.members[slot.0]
+    }
+
+    pub(crate) fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    pub(crate) fn metrics(&self) -> &SchedulerMetrics {
+        &self.metrics
+    }
+
+    pub(crate) fn table_hash(&self) -> &str {
+        &self.table_hash
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Completes when something changed after the call was polled or enabled.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    // ---- what connections report
+
+    /// A worker answered Hello. Checked here: that it is who the table says, and what it runs.
+    pub(crate) fn welcomed(&self, slot: Slot, welcome: Welcome, outbox: Outbox) -> Result<Arc<Connection>, Ended> {
+        let target = self.target(slot);
+        self.check(target, &welcome).map_err(Ended::Refused)?;
+        let model = welcome.model.map(ModelIdentity::from).unwrap_or_else(|| unreachable!("checked above"));
+        let limits = welcome.limits.map(Limits::from).unwrap_or_default();
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection::new(slot, generation, target.id.clone(), self.timings.progress, outbox));
+        info!(instance = %target.id, address = %target.address, blocks = limits.blocks_total, block_size = limits.block_size, "instance connected");
+        self.pairing.lock().joined(slot, limits);
+        let live = Live {
+            connection: connection.clone(),
+            model,
+            load: control::Load::default(),
+            mismatch: None,
+            proven: false,
+            canary_error: None,
+        };
+        self.change(|states| states[slot.0] = State::Connected(live));
+        Ok(connection)
+    }
+
+    pub(crate) fn lost(&self, slot: Slot, ended: &Ended) {
+        let reason = ended.to_string();
+        self.change(|states| states[slot.0] = State::Absent { reason });
+    }
+
+    pub(crate) fn loaded(&self, slot: Slot, load: control::Load) {
+        let seen = Load {
+            running: load.running,
+            waiting: load.waiting,
+            waiting_tokens: load.waiting_tokens,
+            blocks_available: load.blocks_free.saturating_add(load.blocks_cached),
+            blocks_total: load.blocks_total,
+            draining: load.draining,
+        };
+        let steps = load.costs.iter().map(|cost| Step {
+            prefill_tokens: cost.prefill_tokens,
+            decode_rows: cost.decode_rows,
+            seconds: cost.micros as f64 / 1e6,
+        });
+        self.pairing.lock().loaded(slot, seen, steps);
+        let target = self.target(slot);
+        let shown = WorkerLoad {
+            running: load.running.into(),
+            waiting: load.waiting.into(),
+            blocks_total: load.blocks_total.into(),
+            blocks_free: load.blocks_free.into(),
+            blocks_cached: load.blocks_cached.into(),
+            preemptions: load.preemptions,
+        };
+        self.metrics.worker_load(&target.id, target.role, shown);
+        if let State::Connected(live) = &mut self.states.lock()[slot.0] {
+            live.load = load;
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn check(&self, target: &Target, welcome: &Welcome) -> Result<(), String> {
+        if !welcome.refusal.is_empty() {
+            return Err(format!("refused the scheduler: {}", welcome.refusal));
+        }
+        if welcome.protocol < proto::PROTOCOL_MIN {
+            return Err(differs("protocol", proto::PROTOCOL, welcome.protocol));
+        }
+        if welcome.table_hash != self.table_hash {
+            let fix = "give every role the same global rank table";
+            return Err(format!("{}; {fix}", differs("table_hash", &self.table_hash, &welcome.table_hash)));
+        }
+        if welcome.instance != target.id.as_str() {
+            return Err(differs("instance", &target.id, &welcome.instance));
+        }
+        if welcome.role != target.role.as_str() {
+            return Err(differs("role", target.role, &welcome.role));
+        }
+        welcome.model.as_ref().map(|_| ()).ok_or_else(|| "its Welcome lacks the model".to_owned())
+    }
+
+    /// Applies a change of who is connected, then says again who is ready.
+    fn change(&self, apply: impl FnOnce(&mut Vec<State>)) {
+        let mut states = self.states.lock();
+        apply(&mut states);
+        let reference = reference(&states).map(|slot| (slot, model_of(&states[slot.0])));
+        let mut pairing = self.pairing.lock();
+        for (index, state) in states.iter_mut().enumerate() {
+            let target = &self.members[index];
+            let State::Connected(live) = state else {
+                pairing.set_ready(Slot(index), false);
+                self.metrics.worker_down(&target.id, target.role);
+                continue;
+            };
+            let mismatch = reference.as_ref().and_then(|(slot, model)| {
+                describe_mismatch(&self.members[slot.0].id, model.as_ref()?, &target.id, &live.model)
+            });
+            if mismatch.is_some() && mismatch != live.mismatch {
+                warn!(instance = %target.id, reason = mismatch.as_deref(), "instance is not ready");
+            }
+            match mismatch {
+                None => self.metrics.worker_up(&target.id, target.role),
+                Some(_) => self.metrics.worker_down(&target.id, target.role),
+            }
+            pairing.set_ready(Slot(index), mismatch.is_none());
+            live.mismatch = mismatch;
+        }
+        self.changed.notify_waiters();
+    }
+
+    // ---- what requests ask
+
+    /// The model that the cluster runs; `None` while no instance is connected.
+    pub(crate) fn model(&self) -> Option<ModelIdentity> {
+        let states = self.states.lock();
+        reference(&states).and_then(|slot| model_of(&states[slot.0]))
+    }
+
+    /// Decides who serves and books it.
+    pub(crate) fn route(self: &Arc<Self>, facts: &Facts<'_>) -> Routed {
+        let now = Instant::now();
+        let mut pairing = self.pairing.lock();
+        match pairing.choose(facts, now, &mut rand::rng()) {
+            Choice::Route(route) => {
+                let booking = pairing.book(route, facts, now);
+                drop(pairing);
+                self.connected(Booked { cluster: self.clone(), booking })
+            }
+            Choice::Wait => Routed::Wait,
+            Choice::Absent(role) => Routed::Absent(role),
+            Choice::TooLong { tokens_max } => Routed::TooLong { tokens_max },
+        }
+    }
+
+    /// Books a given route: canaries prove the way they were sent, not the cheapest.
+    pub(crate) fn route_by(self: &Arc<Self>, route: Route, facts: &Facts<'_>) -> Routed {
+        let booking = self.pairing.lock().book(route, facts, Instant::now());
+        self.connected(Booked { cluster: self.clone(), booking })
+    }
+
+    fn connected(&self, booked: Booked) -> Routed {
+        let states = self.states.lock();
+        let route = booked.route();
+        let find = |slot: Slot| match &states[slot.0] {
+            State::Connected(live) => Some(live.connection.clone()),
+            State::Absent { .. } => None,
+        };
+        let prefill = route.prefill().map(find);
+        match (prefill, find(route.decode())) {
+            (None, Some(decode)) => Routed::Go { booked, prefill: None, decode },
+            (Some(Some(prefill)), Some(decode)) => Routed::Go { booked, prefill: Some(prefill), decode },
+            (Some(None), _) => Routed::Absent(Role::Prefill),
+            (_, None) => Routed::Absent(Role::Decode),
+        }
+    }
+
+    /// Which connection stands behind a slot now.
+    pub(crate) fn generation(&self, slot: Slot) -> Option<u64> {
+        match self.states.lock().get(slot.0)? {
+            State::Connected(live) => Some(live.connection.generation),
+            State::Absent { .. } => None,
+        }
+    }
+
+    // ---- what attempts report
+
+    pub(crate) fn cached(&self, slot: Slot, chain: &[BlockHash], tokens: u32) {
+        self.pairing.lock().cached(slot, chain, tokens);
+    }
+
+    pub(crate) fn succeeded(&self, route: Route) {
+        self.pairing.lock().succeeded(route);
+    }
+
+    pub(crate) fn failed(&self, slot: Slot) {
+        self.pairing.lock().failed(slot, Instant::now());
+    }
+
+    pub(crate) fn failed_pair(&self, prefill: Slot, decode: Slot) {
+        self.pairing.lock().failed_pair(prefill, decode, Instant::now());
+    }
+
+    pub(crate) fn handed_over(&self, prefill: Slot, decode: Slot, exposed: Duration) {
+        self.pairing.lock().handed_over(prefill, decode, exposed.as_secs_f64());
+    }
+
+    pub(crate) fn admitted(&self) {
+        self.pairing.lock().admitted();
+    }
+
+    pub(crate) fn may_retry(&self) -> bool {
+        self.pairing.lock().may_retry()
+    }
+
+    // ---- readiness
+
+    /// Instances that may be used but that no canary came back through yet.
+    pub(crate) fn unproven(&self) -> Vec<(Slot, Role)> {
+        self.usable(|live| !live.proven)
+    }
+
+    /// Every instance that may be used.
+    pub(crate) fn live(&self) -> Vec<(Slot, Role)> {
+        self.usable(|_| true)
+    }
+
+    fn usable(&self, keep: impl Fn(&Live) -> bool) -> Vec<(Slot, Role)> {
+        let states = self.states.lock();
+        let usable =
+            self.members.iter().zip(states.iter()).enumerate().filter_map(|(index, (target, state))| match state {
+                State::Connected(live) if live.mismatch.is_none() && keep(live) => Some((Slot(index), target.role)),
+                _ => None,
+            });
+        usable.collect()
+    }
+
+    /// What a canary through this connection of the slot came to.
+    pub(crate) fn canary(&self, slot: Slot, generation: u64, outcome: Result<(), String>) {
+        if let State::Connected(live) = &mut self.states.lock()[slot.0]
+            && live.connection.generation == generation
+        {
+            live.proven = outcome.is_ok();
+            live.canary_error = outcome.err();
+        }
+    }
+
+    /// Whether a request would be served, and every instance's state with its reason.
+    pub(crate) fn report(&self) -> (bool, Vec<InstanceReport>) {
+        let states = self.states.lock();
+        let pairing = self.pairing.lock();
+        let reports: Vec<InstanceReport> = (self.members.iter().zip(states.iter()).enumerate())
+            .map(|(index, (target, state))| report(&pairing, Slot(index), target, state))
+            .collect();
+        let some = |role: Role| reports.iter().any(|report| report.role == role.as_str() && report.state == "ready");
+        let needs_prefill = self.members.iter().any(|target| target.role == Role::Prefill);
+        let unproven = reports.iter().any(|report| report.state == "connected");
+        (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)) && !unproven, reports)
+    }
+}
+
+impl Booked {
+    pub(crate) fn route(&self) -> Route {
+        self.booking.route
+    }
+
+    /// The prompt is computed: the next one need not queue behind it.
+    pub(crate) fn computed(&mut self) {
+        self.cluster.pairing.lock().computed(&mut self.booking);
+    }
+}
+
+impl Drop for Booked {
+    fn drop(&mut self) {
+        self.cluster.pairing.lock().release(&self.booking);
+        self.cluster.changed.notify_waiters();
+    }
+}
+
+fn differs(field: &str, ours: impl std::fmt::Display, theirs: impl std::fmt::Display) -> String {
+    format!("{field}: ours is {ours}, theirs is {theirs}")
+}
+
+fn model_of(state: &State) -> Option<ModelIdentity> {
+    match state {
+        State::Connected(live) => Some(live.model.clone()),
+        State::Absent { .. } => None,
+    }
+}
+
+/// The first instance, in table order, of those whose model most instances run.
+fn reference(states: &[State]) -> Option<Slot> {
+    let live: Vec<(Slot, &ModelIdentity)> = (states.iter().enumerate())
+        .filter_map(|(index, state)| match state {
+            State::Connected(live) => Some((Slot(index), &live.model)),
+            State::Absent { .. } => None,
+        })
+        .collect();
+    let votes = |model: &ModelIdentity| live.iter().filter(|(_, other)| *other == model).count();
+    // Of equals, `max_by_key` takes the last: so look from the back.
+    live.iter().rev().max_by_key(|(_, model)| votes(model)).map(|(slot, _)| *slot)
+}
+
+fn describe_mismatch(
+    ours: &InstanceId,
+    reference: &ModelIdentity,
+    theirs: &InstanceId,
+    model: &ModelIdentity,
+) -> Option<String> {
+    let fields = reference.mismatches(model);
+    let texts = fields.iter().map(|m| format!("{}: {ours} has {}, {theirs} has {}", m.field, m.ours, m.theirs));
+    (!fields.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
+}
+
+fn report(pairing: &Pairing, slot: Slot, target: &Target, state: &State) -> InstanceReport {
+    let (word, reason, load) = match state {
+        State::Absent { reason } => ("absent", Some(reason.clone()), None),
+        State::Connected(live) => {
+            let (word, reason) = match (&live.mismatch, live.load.draining, live.proven) {
+                (Some(mismatch), _, _) => ("not_ready", Some(mismatch.clone())),
+                (None, true, _) => ("draining", None),
+                (None, false, true) => ("ready", None),
+                (None, false, false) => {
+                    let waiting = || "no canary prompt came back yet".to_owned();
+                    ("connected", Some(live.canary_error.clone().unwrap_or_else(waiting)))
+                }
+            };
+            (word, reason, Some(load_report(pairing, slot, live)))
+        }
+    };
+    InstanceReport {
+        instance: target.id.to_string(),
+        role: target.role.as_str(),
+        address: target.address.to_string(),
+        state: word,
+        reason,
+        load,
+    }
+}
+
+fn load_report(pairing: &Pairing, slot: Slot, live: &Live) -> LoadReport {
+    let (booked_choices, booked_tokens) = pairing.booked(slot);
+    LoadReport {
+        running: live.load.running,
+        waiting: live.load.waiting,
+        waiting_tokens: live.load.waiting_tokens,
+        blocks_total: live.load.blocks_total,
+        blocks_free: live.load.blocks_free,
+        blocks_cached: live.load.blocks_cached,
+        preemptions: live.load.preemptions,
+        booked_choices,
+        booked_tokens,
+        breaker_open: pairing.is_open(slot),
+        late_dropped: live.connection.late_dropped(),
+    }
+}

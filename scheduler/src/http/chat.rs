@@ -1,0 +1,90 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use hyper::{Request, Response};
+use openai::{ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Finish, ValidChat};
+use text::{Message, RenderOptions};
+use types::TokenId;
+
+use super::generate::{Generating, Order, off_loop};
+use super::sse::{self, Shape};
+use super::{Api, ClientId, error, json, unix_seconds};
+
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(id): Extension<ClientId>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let generating = match start(&api, id, request).await {
+        Ok(generating) => generating,
+        Err(error) => {
+            api.metrics().ended(error::outcome(&error));
+            return error::response(&error);
+        }
+    };
+    let answer = match generating.stream {
+        Some(_) => sse::respond(generating, Shape::Chat).await,
+        None => whole(generating).await,
+    };
+    answer.unwrap_or_else(|error| error::response(&error))
+}
+
+async fn start(api: &Arc<Api>, id: ClientId, request: Request<Body>) -> Result<Generating, ApiError> {
+    let arrived = Instant::now();
+    let body = api.body(request).await?;
+    let chat = ChatRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
+    api.check_model(chat.generation.model.as_deref())?;
+    let generation = chat.generation.clone();
+    let prompt = prompt(api, body.len(), chat).await?;
+    api.launch(Order { id, kind: "chatcmpl", generation, prompts: vec![prompt], after_prompt: false, arrived })
+}
+
+/// The conversation in the words of the model's own template, tokenised.
+async fn prompt(api: &Arc<Api>, bytes: usize, chat: ValidChat) -> Result<Vec<TokenId>, ApiError> {
+    let Some(template) = api.template.clone() else {
+        let message = "this model has no chat template; use /v1/completions";
+        return Err(ApiError::bad_field("messages", message));
+    };
+    let tokenizer = api.tokenizer.clone();
+    let options = RenderOptions {
+        add_generation_prompt: chat.add_generation_prompt,
+        continue_final_message: chat.continue_final_message,
+        tools: chat.tools,
+        documents: chat.documents,
+        variables: chat.chat_template_kwargs,
+        now_unix: unix_seconds(),
+    };
+    let messages: Vec<Message> = chat.messages.into_iter().map(message).collect();
+    let tokens = off_loop(bytes, move || {
+        let text = template.render(&messages, &options).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        tokenizer.encode(&text, chat.add_special_tokens).map_err(|error| ApiError::bad_request(error.to_string()))
+    });
+    let tokens = tokens.await?;
+    if tokens.is_empty() {
+        return Err(ApiError::bad_field("messages", "the conversation renders to an empty prompt"));
+    }
+    Ok(tokens)
+}
+
+fn message(message: ChatMessage) -> Message {
+    Message { role: message.role, content: message.content, extra: message.extra }
+}
+
+/// The answer in one body.
+async fn whole(mut generating: Generating) -> Result<Response<Body>, ApiError> {
+    let choices = generating.collect().await?.into_iter().map(|piece| {
+        let logprobs = generating.logprobs.then(|| ChatLogprobs::new(&piece.logprobs));
+        let choice = ChatChoice::new(piece.index, piece.text, logprobs, piece.finish.unwrap_or_else(Finish::abort));
+        if generating.token_ids { choice.with_token_ids(piece.token_ids) } else { choice }
+    });
+    let mut response = ChatResponse::new(&generating.head, choices.collect(), generating.usage());
+    if generating.token_ids {
+        response = response.with_prompt_token_ids(generating.prompt_of(0).to_vec());
+    }
+    Ok(json(&response))
+}

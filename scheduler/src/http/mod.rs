@@ -1,0 +1,198 @@
+//! The door: routes, what all of them share, and what happens around each request.
+
+mod chat;
+mod completions;
+mod error;
+mod generate;
+mod models;
+mod sse;
+mod status;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::FutureExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Request, Response};
+use openai::{ApiError, ErrorKind, ModelFacts};
+use serde::Serialize;
+use telemetry::SchedulerMetrics;
+use text::{ChatTemplate, Tokenizer};
+use tower::ServiceExt;
+use tracing::error;
+
+use crate::admission::Admission;
+use crate::cluster::Cluster;
+use crate::config::Bounds;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What every handler needs.
+pub(crate) struct Api {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) served_names: Vec<String>,
+    /// From the flags and config.json; the workers' word is added when they are there.
+    pub(crate) max_model_len: Option<u32>,
+    pub(crate) bounds: Bounds,
+    pub(crate) body_read: Duration,
+    /// Unix seconds.
+    pub(crate) started: u64,
+    pub(crate) draining: AtomicBool,
+}
+
+/// The id of the request being handled, as its response header says it.
+#[derive(Clone, Debug)]
+struct ClientId(String);
+
+/// Handles one request to its response. A panic ends only this request.
+pub(crate) async fn answer(api: Arc<Api>, mut request: Request<Body>) -> Response<Body> {
+    let id = client_id(request.headers().get(REQUEST_ID));
+    request.extensions_mut().insert(id.clone());
+    let response = AssertUnwindSafe(routes(api).oneshot(request)).catch_unwind().await;
+    let mut response = match response {
+        Ok(Ok(response)) => response,
+        Ok(Err(never)) => match never {},
+        Err(_) => {
+            error!(request_id = id.0, "a handler panicked");
+            error::response(&ApiError::new(ErrorKind::Internal, "internal error"))
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn routes(api: Arc<Api>) -> axum::Router {
+    axum::Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*name}", get(models::card))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/health", get(status::health))
+        .route("/ready", get(status::ready))
+        .route("/metrics", get(status::metrics))
+        .route("/metrics/", get(status::metrics))
+        .route("/version", get(status::version))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(api)
+}
+
+async fn not_found(State(_): State<Arc<Api>>) -> Response<Body> {
+    error::response(&ApiError::new(ErrorKind::NotFound, "no such path"))
+}
+
+async fn method_not_allowed(State(_): State<Arc<Api>>) -> Response<Body> {
+    error::response(&ApiError::new(ErrorKind::MethodNotAllowed, "this path does not take that method"))
+}
+
+impl Api {
+    /// What prompts are checked against. The workers' word wins once one is there.
+    fn facts(&self) -> ModelFacts {
+        let model = self.cluster.model();
+        let reported = model.as_ref().map(|model| model.max_model_len);
+        let max_model_len = [self.max_model_len, reported].into_iter().flatten().min().unwrap_or(u32::MAX);
+        let vocab_size = model.map_or(self.tokenizer.vocab_size() as u32, |model| model.vocab_size);
+        ModelFacts { vocab_size, max_model_len }
+    }
+
+    /// The name that responses say.
+    fn served_name(&self) -> &str {
+        self.served_names.first().map_or("", String::as_str)
+    }
+
+    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            Some(asked) if !self.served_names.iter().any(|name| name == asked) => {
+                Err(ApiError::unknown_model(asked, self.served_name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn metrics(&self) -> &SchedulerMetrics {
+        self.cluster.metrics()
+    }
+
+    pub(crate) fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The whole body, within the bounds on its size and on the time it takes to arrive.
+    async fn body(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
+        let encoding = request.headers().get(CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| encoding != "identity") {
+            let message = "content-encoding must be identity: compressed bodies are not taken";
+            return Err(ApiError::new(ErrorKind::UnsupportedMediaType, message));
+        }
+        let bytes_max = usize::try_from(self.bounds.request.body_bytes).unwrap_or(usize::MAX);
+        let body = Limited::new(request.into_body(), bytes_max).collect();
+        let body = tokio::time::timeout(self.body_read, body).await;
+        let body = body.map_err(|_| ApiError::bad_request("the body did not arrive in time"))?;
+        let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => {
+                let message = format!("the body is larger than the {bytes_max} bytes allowed");
+                ApiError::new(ErrorKind::TooLarge, message)
+            }
+            None => ApiError::bad_request("the body could not be read"),
+        })?;
+        Ok(body.to_bytes())
+    }
+}
+
+fn json(body: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => {
+            let mut response = Response::new(Body::from(bytes));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(_) => error::response(&ApiError::new(ErrorKind::Internal, "internal error")),
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Characters of a client's own id that are kept.
+const CLIENT_ID_CHARS: usize = 64;
+
+/// The client's own id as far as it is harmless, or a new one.
+fn client_id(header: Option<&HeaderValue>) -> ClientId {
+    let harmless = |c: &char| c.is_ascii_alphanumeric() || "-_.:".contains(*c);
+    let sent: String = header
+        .and_then(|value| value.to_str().ok())
+        .map(|text| text.chars().filter(harmless).take(CLIENT_ID_CHARS).collect())
+        .unwrap_or_default();
+    ClientId(if sent.is_empty() { uuid::Uuid::new_v4().simple().to_string() } else { sent })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_id_is_kept_as_far_as_it_is_harmless() {
+        let check = |sent: &'static str, expected: &str| {
+            assert_eq!(client_id(Some(&HeaderValue::from_static(sent))).0, expected);
+        };
+        check("abc-1_2.3:4", "abc-1_2.3:4");
+        check("a b/c#d\"e", "abcde");
+        let long = HeaderValue::from_str(&"x".repeat(1000)).unwrap();
+        assert_eq!(client_id(Some(&long)).0.len(), CLIENT_ID_CHARS);
+        assert_eq!(client_id(Some(&HeaderValue::from_static("###"))).0.len(), 32, "a new one");
+        assert_ne!(client_id(None).0, client_id(None).0);
+    }
+}

@@ -1,0 +1,199 @@
+//! Some choices of a request on one attempt: what they have, where they were tried, and what a failure means for the next attempt.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use proto::control::FailCode;
+use types::{Epoch, GenerateSpec};
+
+use crate::answer::Answer;
+use crate::cluster::Cluster;
+use crate::link::{Cause, Failure};
+use crate::pairing::{Excluded, Slot};
+use crate::request::{Request, RequestError};
+
+/// One process behind a slot: after a reconnect it is another one and may be tried again.
+pub(crate) type Process = (Slot, u64);
+
+/// The first leg holds all choices; once a choice has text, it goes on as a leg of its own.
+pub(crate) struct Leg {
+    pub(crate) epoch: Epoch,
+    /// Unfinished ones first come, first served; contiguous choices.
+    pub(crate) answers: Vec<Answer>,
+    /// Where the attempt runs or ran last.
+    pub(crate) prefill: Option<Process>,
+    pub(crate) decode: Option<Process>,
+    pub(crate) tried: Tried,
+    /// Attempts that failed. Waiting for room is none.
+    pub(crate) failures: u32,
+    /// When it first found no room, or no instance, since it last ran.
+    pub(crate) waiting_since: Option<Instant>,
+    pub(crate) absent_since: Option<Instant>,
+}
+
+/// Where a leg must not or need not go again.
+#[derive(Clone, Default)]
+pub(crate) struct Tried {
+    processes: HashSet<Process>,
+    pairs: HashSet<(Process, Process)>,
+    /// Said that they have no room; asked again when something changed.
+    pub(crate) busy: HashSet<Slot>,
+}
+
+/// What a failure asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Not a failure: full now. Try elsewhere, then wait.
+    Busy,
+    /// The instance is gone or leaving; nobody's fault that counts.
+    Elsewhere,
+    /// It failed by itself: counts for its breaker and against the retry budget.
+    Faulty,
+    /// The hand-over between the two failed.
+    FaultyPair,
+    /// It can never take this request.
+    TooSmall,
+    /// The request itself is at fault.
+    Rejected(String),
+}
+
+impl Leg {
+    pub(crate) fn new(answers: Vec<Answer>) -> Self {
+        Self {
+            epoch: 0,
+            answers,
+            prefill: None,
+            decode: None,
+            tried: Tried::default(),
+            failures: 0,
+            waiting_since: None,
+            absent_since: None,
+        }
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        self.answers.iter().any(|answer| !answer.tokens().is_empty())
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.answers.iter().all(Answer::is_finished)
+    }
+
+    pub(crate) fn spec(&self, request: &Request) -> GenerateSpec {
+        let first = self.answers.first();
+        let start = first.map_or(0, |answer| answer.choice);
+        GenerateSpec {
+            prompt: request.prompt.clone(),
+            output: first.map(|answer| answer.tokens().to_vec()).unwrap_or_default(),
+            choices: start..start + self.answers.len() as u32,
+            sampling: request.sampling.clone(),
+            cache_salt: request.cache_salt.clone(),
+        }
+    }
+
+    /// What is left to do: nothing, all choices again, or (once they have output) each by itself.
+    pub(crate) fn split(mut self) -> Vec<Leg> {
+        let has_output = self.has_output();
+        self.answers.retain(|answer| !answer.is_finished());
+        if !has_output {
+            return if self.answers.is_empty() { Vec::new() } else { vec![self] };
+        }
+        let (tried, failures) = (self.tried, self.failures);
+        let legs = self.answers.into_iter().map(|answer| Leg {
+            tried: tried.clone(),
+            failures,
+            waiting_since: self.waiting_since,
+            absent_since: self.absent_since,
+            ..Leg::new(vec![answer])
+        });
+        legs.collect()
+    }
+
+    /// Notes where the attempt failed, so that the next goes elsewhere.
+    pub(crate) fn blame(&mut self, failure: &Failure, cluster: &Cluster) -> Result<(), RequestError> {
+        let process = (failure.slot, failure.generation);
+        match verdict(&failure.cause) {
+            Verdict::Rejected(message) => return Err(RequestError::Rejected { message }),
+            Verdict::Busy => {
+                self.tried.busy.insert(failure.slot);
+                return Ok(());
+            }
+            Verdict::Elsewhere | Verdict::TooSmall => self.tried.add(process),
+            Verdict::Faulty => {
+                cluster.failed(failure.slot);
+                self.tried.add(process);
+                if !cluster.may_retry() {
+                    return Err(RequestError::Attempts { attempts: self.failures + 1 });
+                }
+            }
+            Verdict::FaultyPair => match (self.prefill, self.decode) {
+                (Some(prefill), Some(decode)) => {
+                    cluster.failed_pair(prefill.0, decode.0);
+                    self.tried.pairs.insert((prefill, decode));
+                }
+                _ => self.tried.add(process),
+            },
+        }
+        self.failures += 1;
+        self.waiting_since = None;
+        self.absent_since = None;
+        Ok(())
+    }
+}
+
+impl Tried {
+    fn add(&mut self, process: Process) {
+        self.processes.insert(process);
+    }
+
+    /// For the router: those of the tried that are still the same process, and the busy.
+    pub(crate) fn excluded(&self, cluster: &Cluster) -> Excluded {
+        let same = |&(slot, generation): &Process| cluster.generation(slot) == Some(generation);
+        let tried = self.processes.iter().filter(|process| same(process)).map(|process| process.0);
+        let pairs = self.pairs.iter().filter(|(prefill, decode)| same(prefill) && same(decode));
+        Excluded {
+            instances: tried.chain(self.busy.iter().copied()).collect(),
+            pairs: pairs.map(|(prefill, decode)| (prefill.0, decode.0)).collect(),
+        }
+    }
+}
+
+fn verdict(cause: &Cause) -> Verdict {
+    let Cause::Answered { code, message } = cause else {
+        return match cause {
+            Cause::Lost => Verdict::Elsewhere,
+            _ => Verdict::Faulty,
+        };
+    };
+    match code {
+        FailCode::FailNoBlocks | FailCode::FailQueueFull => Verdict::Busy,
+        FailCode::FailDraining => Verdict::Elsewhere,
+        FailCode::FailTooLong => Verdict::TooSmall,
+        FailCode::FailTransfer | FailCode::FailLease => Verdict::FaultyPair,
+        FailCode::FailBadRequest => Verdict::Rejected(message.clone()),
+        FailCode::FailInternal | FailCode::FailStale => Verdict::Faulty,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_of_a_worker_has_a_verdict() {
+        let check = |code, expected| {
+            assert_eq!(verdict(&Cause::Answered { code, message: "m".into() }), expected, "{code:?}");
+        };
+        check(FailCode::FailNoBlocks, Verdict::Busy);
+        check(FailCode::FailQueueFull, Verdict::Busy);
+        check(FailCode::FailDraining, Verdict::Elsewhere);
+        check(FailCode::FailTooLong, Verdict::TooSmall);
+        check(FailCode::FailTransfer, Verdict::FaultyPair);
+        check(FailCode::FailLease, Verdict::FaultyPair);
+        check(FailCode::FailInternal, Verdict::Faulty);
+        check(FailCode::FailStale, Verdict::Faulty);
+        check(FailCode::FailBadRequest, Verdict::Rejected("m".into()));
+        assert_eq!(verdict(&Cause::Lost), Verdict::Elsewhere);
+        assert_eq!(verdict(&Cause::NotSent), Verdict::Faulty);
+    }
+}

@@ -1,0 +1,204 @@
+//! One attempt's end of one worker connection: verbs to the worker, events from it.
+//!
+//! Dropping a [`Link`] cancels the attempt on that worker, unless the worker said that it holds nothing any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, scheduler_message::Body};
+use tokio::sync::mpsc;
+use types::{GenerateSpec, InstanceId, RequestKey};
+
+use crate::outbox::Outbox;
+use crate::pairing::Slot;
+
+/// Messages of one attempt that may wait for its request. A request only ever waits for these, so more means a flood.
+const EVENTS_MAX: usize = 4096;
+
+/// What a worker says about one attempt.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Reserved(control::Reserved),
+    FirstTokens(control::FirstTokens),
+    Shipped(control::TransferStats),
+    Tokens(control::Tokens),
+    Failed(Failed),
+}
+
+/// Why an attempt cannot go on, and on whom.
+#[derive(Debug, thiserror::Error)]
+#[error("{instance}: {cause}")]
+pub(crate) struct Failure {
+    pub(crate) slot: Slot,
+    /// Which process behind the slot.
+    pub(crate) generation: u64,
+    pub(crate) instance: InstanceId,
+    pub(crate) cause: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cause {
+    #[error("connection lost")]
+    Lost,
+    #[error("no word of this attempt for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("does not take messages")]
+    NotSent,
+    #[error("answered {what}, expected {expected}")]
+    Protocol { what: String, expected: &'static str },
+    #[error("{} ({message})", code.as_str_name())]
+    Answered { code: FailCode, message: String },
+}
+
+/// A live connection to one worker, shared by all attempts on it.
+pub(crate) struct Connection {
+    pub(crate) slot: Slot,
+    /// Counts the connections of this slot, so that a worker that came back is another one.
+    pub(crate) generation: u64,
+    pub(crate) instance: InstanceId,
+    /// How long an attempt may go without a message of its own.
+    pub(crate) progress: Duration,
+    pub(crate) outbox: Outbox,
+    /// `None` once the connection is lost.
+    routes: Mutex<Option<HashMap<RequestKey, mpsc::Sender<Event>>>>,
+    late_dropped: AtomicU64,
+}
+
+/// See the module.
+pub(crate) struct Link {
+    connection: Arc<Connection>,
+    key: RequestKey,
+    events: mpsc::Receiver<Event>,
+    /// The worker may hold something for the attempt.
+    open: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(slot: Slot, generation: u64, instance: InstanceId, progress: Duration, outbox: Outbox) -> Self {
+        let routes = Mutex::new(Some(HashMap::new()));
+        Self { slot, generation, instance, progress, outbox, routes, late_dropped: AtomicU64::new(0) }
+    }
+
+    /// Opens this worker's end of an attempt.
+    pub(crate) fn link(self: &Arc<Self>, key: RequestKey) -> Result<Link, Failure> {
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        match &mut *self.routes.lock() {
+            Some(routes) => routes.insert(key.clone(), sender),
+            None => return Err(self.failure(Cause::Lost)),
+        };
+        Ok(Link { connection: self.clone(), key, events, open: false })
+    }
+
+    /// Hands an event to its attempt. Of an attempt that is over it is dropped and counted; an attempt that does not keep up is cut.
+    pub(crate) fn deliver(&self, key: &RequestKey, event: Event) {
+        let mut routes = self.routes.lock();
+        let Some(routes) = routes.as_mut() else { return };
+        let taken = routes.get(key).is_some_and(|route| route.try_send(event).is_ok());
+        if !taken {
+            routes.remove(key);
+            self.late_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends every attempt on it. What they already received they still read.
+    pub(crate) fn close(&self) {
+        self.outbox.close();
+        *self.routes.lock() = None;
+    }
+
+    pub(crate) fn late_dropped(&self) -> u64 {
+        self.late_dropped.load(Ordering::Relaxed)
+    }
+
+    fn failure(&self, cause: Cause) -> Failure {
+        Failure { slot: self.slot, generation: self.generation, instance: self.instance.clone(), cause }
+    }
+}
+
+impl Link {
+    pub(crate) fn reserve(&mut self, spec: &GenerateSpec) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+        self.send(Body::Reserve(Reserve { key, spec }))
+    }
+
+    pub(crate) fn prefill(&mut self, spec: &GenerateSpec, ticket: Bytes) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+        self.send(Body::Prefill(Prefill { key, spec, ticket }))
+    }
+
+    /// With `first` tokens: go on from the reservation. Without: compute the prompt there.
+    pub(crate) fn generate(&mut self, spec: &GenerateSpec, first: Vec<control::Token>) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+        self.send(Body::Generate(Generate { key, spec, first }))
+    }
+
+    /// One choice is not wanted any more; the others go on.
+    pub(crate) fn cancel_choice(&self, choice: u32) {
+        self.connection.outbox.cancel(&self.key, vec![choice]);
+    }
+
+    /// The worker ended the attempt by itself: nothing is left to cancel.
+    pub(crate) fn settle(&mut self) {
+        self.open = false;
+    }
+
+    /// The next event. Cancel safe.
+    ///
+    /// # Errors
+    /// The worker failed the attempt, fell silent about it, or is gone.
+    pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
+        let progress = self.connection.progress;
+        match tokio::time::timeout(progress, self.events.recv()).await {
+            Ok(Some(Event::Failed(failed))) => {
+                self.open = false;
+                Err(self.failure(Cause::Answered { code: failed.code(), message: failed.message }))
+            }
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(self.failure(Cause::Lost)),
+            Err(_) => Err(self.failure(Cause::Silent(progress))),
+        }
+    }
+
+    /// The worker said something that does not belong here.
+    pub(crate) fn unexpected(&self, what: impl Into<String>, expected: &'static str) -> Failure {
+        self.failure(Cause::Protocol { what: what.into(), expected })
+    }
+
+    fn send(&mut self, body: Body) -> Result<(), Failure> {
+        self.connection.outbox.send(body).map_err(|_| self.failure(Cause::NotSent))?;
+        self.open = true;
+        Ok(())
+    }
+
+    fn failure(&self, cause: Cause) -> Failure {
+        self.connection.failure(cause)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(routes) = self.connection.routes.lock().as_mut() {
+            routes.remove(&self.key);
+        }
+        if self.open {
+            self.connection.outbox.cancel(&self.key, Vec::new());
+        }
+    }
+}
+
+impl Event {
+    /// For errors: what kind of event this is.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Event::Reserved(_) => "Reserved",
+            Event::FirstTokens(_) => "FirstTokens",
+            Event::Shipped(_) => "Shipped",
+            Event::Tokens(_) => "Tokens",
+            Event::Failed(_) => "Failed",
+        }
+    }
+}

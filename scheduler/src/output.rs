@@ -1,0 +1,168 @@
+//! Between a request's task and its HTTP response: pieces that coalesce while the reader lags.
+//!
+//! The task never waits for the reader, so a slow client holds up no worker; the reader holds the task, so a client that leaves
+//! ends it. At most one pending piece per choice, and `Bounds::unread_bytes` of them together.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::answer::Piece;
+use crate::request::RequestError;
+
+/// The task's end. When the last clone is dropped without [`Writer::end`], the task has panicked, and the reader is told so.
+pub(crate) struct Writer(Arc<Shared>);
+
+/// The response's end. Dropping it ends the task and with it every attempt.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    task: Option<AbortHandle>,
+}
+
+/// What the reader gets.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Piece(Piece),
+    End(Result<(), RequestError>),
+}
+
+struct Shared {
+    pending: Mutex<Pending>,
+    arrived: Notify,
+    bytes_max: usize,
+}
+
+#[derive(Default)]
+struct Pending {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    /// Prompt tokens that were not computed anew.
+    cached_tokens: u64,
+    end: Option<Result<(), RequestError>>,
+}
+
+pub(crate) fn channel(bytes_max: usize) -> (Writer, Reader) {
+    let shared = Arc::new(Shared { pending: Mutex::default(), arrived: Notify::new(), bytes_max });
+    (Writer(shared.clone()), Reader { shared, task: None })
+}
+
+impl Writer {
+    /// Adds to what the reader has not taken yet.
+    ///
+    /// # Errors
+    /// The reader lags too far behind.
+    pub(crate) fn push(&self, piece: Piece) -> Result<(), RequestError> {
+        let mut pending = self.0.pending.lock();
+        pending.bytes += piece.bytes();
+        if pending.bytes > self.0.bytes_max {
+            return Err(RequestError::SlowReader { unread: pending.bytes });
+        }
+        match pending.pieces.iter_mut().find(|waiting| waiting.index == piece.index) {
+            Some(waiting) => waiting.extend(piece),
+            None => pending.pieces.push_back(piece),
+        }
+        self.0.arrived.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn add_cached_tokens(&self, tokens: u32) {
+        self.0.pending.lock().cached_tokens += u64::from(tokens);
+    }
+
+    pub(crate) fn end(self, result: Result<(), RequestError>) {
+        self.0.pending.lock().end = Some(result);
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.pending.lock().end.get_or_insert(Err(RequestError::Internal));
+        self.0.arrived.notify_one();
+    }
+}
+
+impl Reader {
+    /// From now on the task ends with the reader.
+    pub(crate) fn hold(&mut self, task: AbortHandle) {
+        self.task = Some(task);
+    }
+
+    /// The next piece; after the last one the end. Cancel safe. Not to be called after the end.
+    pub(crate) async fn next(&mut self) -> Item {
+        loop {
+            {
+                let mut pending = self.shared.pending.lock();
+                if let Some(piece) = pending.pieces.pop_front() {
+                    pending.bytes -= piece.bytes();
+                    return Item::Piece(piece);
+                }
+                if let Some(end) = pending.end.take() {
+                    return Item::End(end);
+                }
+            }
+            self.shared.arrived.notified().await;
+        }
+    }
+
+    pub(crate) fn cached_tokens(&self) -> u64 {
+        self.shared.pending.lock().cached_tokens
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn piece(index: u32, text: &str) -> Piece {
+        Piece { index, text: text.into(), tokens: 1, ..Piece::default() }
+    }
+
+    fn texts(reader: &mut Reader) -> Vec<String> {
+        let next = || reader.next().now_or_never();
+        let item = |item| match item {
+            Item::Piece(piece) => format!("{} {} {}", piece.index, piece.text, piece.tokens),
+            Item::End(result) => format!("{result:?}"),
+        };
+        std::iter::from_fn(next).map(item).collect()
+    }
+
+    #[test]
+    fn pieces_of_a_choice_coalesce() {
+        let (writer, mut reader) = channel(100);
+        for (index, text) in [(0, "a"), (1, "x"), (0, "b"), (0, "c")] {
+            writer.push(piece(index, text)).unwrap();
+        }
+        assert_eq!(texts(&mut reader), ["0 abc 3", "1 x 1"]);
+        writer.push(piece(0, "d")).unwrap();
+        assert_eq!(texts(&mut reader), ["0 d 1"]);
+    }
+
+    #[test]
+    fn a_reader_that_lags_too_far_is_an_error() {
+        let (writer, mut reader) = channel(3);
+        writer.push(piece(0, "abc")).unwrap();
+        assert!(matches!(writer.push(piece(0, "d")), Err(RequestError::SlowReader { unread: 4 })));
+        drop(writer);
+        assert_eq!(texts(&mut reader)[1], "Err(Internal)");
+    }
+
+    #[test]
+    fn the_end_comes_after_every_piece() {
+        let (writer, mut reader) = channel(100);
+        writer.push(piece(0, "a")).unwrap();
+        writer.end(Ok(()));
+        assert_eq!(texts(&mut reader)[..2], ["0 a 1", "Ok(())"]);
+    }
+}

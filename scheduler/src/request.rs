@@ -1,0 +1,500 @@
+//! The life of a request, told from top to bottom: admitted, routed, reserved, prefilling, transferring, decoding, finished.
+//!
+//! The request lives here, not on a worker: an attempt that fails at any stage is followed by another one elsewhere, which goes on
+//! from the tokens that the client already has. Every attempt has its own epoch; whatever an attempt holds on a worker is a guard.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+use kv::{BlockHash, ChainRoot, hash_chain};
+use proto::control;
+use telemetry::SchedulerMetrics;
+use tracing::{debug, info, warn};
+use types::{RequestId, RequestKey, Role, SampledToken, SamplingParams, Stage, TokenId};
+
+use crate::admission::Admission;
+use crate::answer::{Answer, Style};
+use crate::cluster::{Booked, Cluster, Routed};
+use crate::leg::Leg;
+use crate::link::{Connection, Event, Failure, Link};
+use crate::output::Writer;
+use crate::pairing::{Facts, PREFIX_BLOCK, Route};
+
+/// One prompt and its choices, validated.
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) prompt: Arc<[TokenId]>,
+    pub(crate) choices: u32,
+    /// Number of its first choice in the client's answer.
+    pub(crate) first_index: u32,
+    pub(crate) sampling: SamplingParams,
+    /// Hashed; empty = shared.
+    pub(crate) cache_salt: Vec<u8>,
+    pub(crate) style: Style,
+    pub(crate) arrived: Instant,
+    /// Attempts in all.
+    pub(crate) attempts: u32,
+    /// Go this way and no other (canaries).
+    pub(crate) via: Option<Route>,
+}
+
+/// Why a request ends without an answer. Texts go to the client: no instance, no address.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RequestError {
+    #[error("{limit} requests are in flight, which is the limit; try again soon")]
+    Overloaded { limit: usize },
+    #[error("{limit} requests are waiting for room, which is the limit; try again soon")]
+    LineFull { limit: usize },
+    #[error("no room on any instance within {} s; try again soon", .waited.as_secs())]
+    NoRoom { waited: Duration },
+    #[error("no {role} instance is available; try again soon")]
+    NoInstance { role: Role },
+    #[error("{tokens} tokens are more than any instance can hold ({tokens_max})")]
+    TooLong { tokens: u32, tokens_max: u32 },
+    #[error("the workers failed {attempts} attempts at this request; try again soon")]
+    Attempts { attempts: u32 },
+    #[error("the worker refused the request: {message}")]
+    Rejected { message: String },
+    #[error("{unread} bytes of the answer were not read; the stream was cancelled")]
+    SlowReader { unread: usize },
+    #[error("internal error")]
+    Internal,
+}
+
+/// Why an attempt ended early: it failed (and another may follow), or the request as a whole cannot go on.
+enum Broken {
+    Attempt(Stage, Failure),
+    Request(RequestError),
+}
+
+/// Serves one request to its end; dropping the future cancels it on every worker.
+pub(crate) async fn serve(
+    cluster: &Arc<Cluster>,
+    admission: &Admission,
+    metrics: &SchedulerMetrics,
+    request: &Request,
+    writer: &Writer,
+) -> Result<(), RequestError> {
+    let (epochs, model, first_token) = (AtomicU32::new(0), OnceLock::new(), OnceLock::new());
+    let story = Story { cluster, admission, metrics, request, writer, epochs, model, first_token };
+    story.tell().await
+}
+
+struct Story<'a> {
+    cluster: &'a Arc<Cluster>,
+    admission: &'a Admission,
+    metrics: &'a SchedulerMetrics,
+    request: &'a Request,
+    writer: &'a Writer,
+    epochs: AtomicU32,
+    /// Digest of the model that the first attempt ran on; no other may continue its text.
+    model: OnceLock<String>,
+    first_token: OnceLock<Instant>,
+}
+
+/// The way of one attempt. Dropping it gives its share of the instances back.
+struct Path {
+    booked: Booked,
+    prefill: Option<Arc<Connection>>,
+    decode: Arc<Connection>,
+    chain: Vec<BlockHash>,
+    key: RequestKey,
+}
+
+impl Story<'_> {
+    async fn tell(&self) -> Result<(), RequestError> {
+        let Request { id, prompt, choices, .. } = self.request;
+        debug!(request_id = %id, stage = %Stage::Admitted, prompt_tokens = prompt.len(), choices, "admitted");
+        self.cluster.admitted();
+        let mut attempts = FuturesUnordered::new();
+        attempts.push(self.attempt(Leg::new(self.answers())));
+        let mut tokens = 0;
+        while let Some((leg, outcome)) = attempts.next().await {
+            let finished = leg.answers.iter().filter(|answer| answer.is_finished());
+            tokens += finished.map(|answer| answer.tokens().len()).sum::<usize>();
+            if let Err(broken) = outcome {
+                attempts.extend(self.again(leg, broken)?.into_iter().map(|leg| self.attempt(leg)));
+            }
+        }
+        let seconds = self.request.arrived.elapsed().as_secs_f64();
+        let since_first = self.first_token.get().map_or(Duration::ZERO, Instant::elapsed);
+        self.metrics.finished(tokens as u64, self.request.arrived.elapsed(), since_first);
+        info!(request_id = %id, stage = %Stage::Finished, prompt_tokens = prompt.len(), output_tokens = tokens, seconds, "finished");
+        Ok(())
+    }
+
+    fn answers(&self) -> Vec<Answer> {
+        let answer = |choice| Answer::new(choice, self.request.first_index + choice, self.request.style.clone());
+        (0..self.request.choices).map(answer).collect()
+    }
+
+    /// What follows a failed attempt.
+    fn again(&self, mut leg: Leg, broken: Broken) -> Result<Vec<Leg>, RequestError> {
+        let (stage, failure) = match broken {
+            Broken::Attempt(stage, failure) => (stage, failure),
+            Broken::Request(error) => return Err(error),
+        };
+        warn!(request_id = %self.request.id, epoch = leg.epoch, %stage, %failure, "attempt failed");
+        leg.blame(&failure, self.cluster)?;
+        self.metrics.retried(stage);
+        let attempts = leg.failures;
+        let legs = leg.split();
+        if attempts >= self.request.attempts && !legs.is_empty() {
+            return Err(RequestError::Attempts { attempts });
+        }
+        Ok(legs)
+    }
+
+    async fn attempt(&self, mut leg: Leg) -> (Leg, Result<(), Broken>) {
+        leg.epoch = self.epochs.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.stages(&mut leg).await;
+        (leg, outcome)
+    }
+
+    async fn stages(&self, leg: &mut Leg) -> Result<(), Broken> {
+        let mut path = self.routed(leg).await?;
+        let _running = self.metrics.running();
+        let Some(prefill) = path.prefill.clone() else {
+            return self.computing_locally(leg, &mut path).await;
+        };
+        let (mut decode, ticket) = self.reserved(leg, &path).await.map_err(at(Stage::Reserved))?;
+        let (prefill, first) = self.prefilling(leg, &mut path, &prefill, &mut decode, ticket).await?;
+        if leg.is_finished() {
+            self.cluster.succeeded(path.booked.route());
+            return Ok(());
+        }
+        self.transferring(leg, &mut decode, first).map_err(at(Stage::Transferring))?;
+        self.decoding(leg, &mut path, &mut decode, Some(prefill)).await
+    }
+
+    // ---- 2 Routed
+
+    /// Chooses and books P and D. Waits a moment for an instance that is not there, and in the line for room.
+    async fn routed(&self, leg: &mut Leg) -> Result<Path, Broken> {
+        let _waiting = self.metrics.waiting();
+        let overtakes = !leg.has_output() && self.admission.has_line();
+        loop {
+            let mut changed = std::pin::pin!(self.cluster.changed());
+            changed.as_mut().enable();
+            match if overtakes { Asked::NoRoom } else { self.ask(leg)? } {
+                Asked::Go(path) => return Ok(path),
+                Asked::NoRoom => return self.in_line(leg).await,
+                Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
+            }
+        }
+    }
+
+    async fn in_line(&self, leg: &mut Leg) -> Result<Path, Broken> {
+        let waited = self.cluster.timings().wait;
+        let until = *leg.waiting_since.get_or_insert_with(Instant::now) + waited;
+        let place = self.admission.queue()?;
+        let _head = tokio::time::timeout_at(until.into(), place.head()).await;
+        let _head = _head.map_err(|_| RequestError::NoRoom { waited })?;
+        loop {
+            let mut changed = std::pin::pin!(self.cluster.changed());
+            changed.as_mut().enable();
+            match self.ask(leg)? {
+                Asked::Go(path) => return Ok(path),
+                Asked::NoRoom => wait(changed, until, RequestError::NoRoom { waited }).await?,
+                Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
+            }
+        }
+    }
+
+    /// Asks the router once.
+    fn ask(&self, leg: &mut Leg) -> Result<Asked, RequestError> {
+        let Some(model) = self.cluster.model() else { return Ok(Asked::Absent(Role::Decode)) };
+        if self.model.get_or_init(|| model.digest.clone()) != &model.digest {
+            return Ok(Asked::Absent(Role::Decode));
+        }
+        let spec = leg.spec(self.request);
+        let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
+        let chain = hash_chain(&ChainRoot::new(&model.digest, &spec.cache_salt), &tokens, PREFIX_BLOCK);
+        let excluded = leg.tried.excluded(self.cluster);
+        let facts = Facts {
+            tokens: tokens.len() as u32,
+            chain: &chain,
+            choices: leg.answers.len() as u32,
+            new_tokens: spec.sampling.max_tokens.saturating_sub(spec.output.len() as u32),
+            excluded: &excluded,
+        };
+        let routed = match self.request.via {
+            Some(route) => self.cluster.route_by(route, &facts),
+            None => self.cluster.route(&facts),
+        };
+        let busy = !std::mem::take(&mut leg.tried.busy).is_empty();
+        match routed {
+            Routed::Go { booked, prefill, decode } => {
+                (leg.waiting_since, leg.absent_since) = (None, None);
+                leg.prefill = prefill.as_ref().map(|connection| (connection.slot, connection.generation));
+                leg.decode = Some((decode.slot, decode.generation));
+                let key = RequestKey { request: self.request.id.clone(), epoch: leg.epoch };
+                let place = |connection: &Arc<Connection>| connection.instance.clone();
+                info!(request_id = %key.request, stage = %Stage::Routed, epoch = key.epoch, tokens = facts.tokens,
+                    prefill = prefill.as_ref().map(place).as_ref().map_or("local", |id| id.as_str()), decode = %decode.instance, "routed");
+                Ok(Asked::Go(Path { booked, prefill, decode, chain, key }))
+            }
+            Routed::Wait => Ok(Asked::NoRoom),
+            // Those that are there said that they are full: ask them again when something changed.
+            Routed::Absent(_) if busy => Ok(Asked::NoRoom),
+            Routed::Absent(role) => Ok(Asked::Absent(role)),
+            Routed::TooLong { tokens_max } => Err(RequestError::TooLong { tokens: facts.tokens, tokens_max }),
+        }
+    }
+
+    /// A request that has text is worth waiting for longer than one that can simply be sent again.
+    fn absent_until(&self, leg: &mut Leg) -> Instant {
+        let timings = self.cluster.timings();
+        let patience = if leg.has_output() { timings.absent_resume } else { timings.absent };
+        *leg.absent_since.get_or_insert_with(Instant::now) + patience
+    }
+
+    // ---- 3 Reserved
+
+    /// D sets blocks aside; its ticket tells P where to send what D lacks.
+    async fn reserved(&self, leg: &Leg, path: &Path) -> Result<(Link, Bytes), Failure> {
+        let mut decode = path.decode.link(path.key.clone())?;
+        decode.reserve(&leg.spec(self.request))?;
+        match decode.next().await? {
+            Event::Reserved(reserved) => {
+                debug!(request_id = %path.key.request, stage = %Stage::Reserved, cached_tokens = reserved.cached_tokens, lease_ms = reserved.lease_ms, "reserved");
+                self.cluster.cached(path.decode.slot, &path.chain, reserved.cached_tokens);
+                Ok((decode, reserved.ticket))
+            }
+            other => Err(decode.unexpected(other.name(), "Reserved")),
+        }
+    }
+
+    // ---- 4 Prefilling
+
+    /// P computes the prompt; its first tokens go to the client at once, and to D in the next stage.
+    async fn prefilling(
+        &self,
+        leg: &mut Leg,
+        path: &mut Path,
+        connection: &Arc<Connection>,
+        decode: &mut Link,
+        ticket: Bytes,
+    ) -> Result<(Link, Vec<control::Token>), Broken> {
+        let failed = at(Stage::Prefilling);
+        let mut prefill = connection.link(path.key.clone()).map_err(&failed)?;
+        prefill.prefill(&leg.spec(self.request), ticket).map_err(&failed)?;
+        let event = tokio::select! {
+            event = prefill.next() => event,
+            // D has nothing to say before Generate, except that it cannot go on.
+            event = decode.next() => match event {
+                Ok(other) => Err(decode.unexpected(other.name(), "nothing before Generate")),
+                Err(failure) => Err(failure),
+            },
+        };
+        let first = match event.map_err(&failed)? {
+            Event::FirstTokens(first) if first.tokens.len() == leg.answers.len() => first,
+            Event::FirstTokens(first) => {
+                let what = format!("FirstTokens with {} tokens", first.tokens.len());
+                return Err(failed(prefill.unexpected(what, "one token per choice")));
+            }
+            other => return Err(failed(prefill.unexpected(other.name(), "FirstTokens"))),
+        };
+        path.booked.computed();
+        self.computed(leg, path, connection, &first.stats.unwrap_or_default());
+        self.take(leg, &prefill, &first.tokens).map_err(|broken| broken.during(Stage::Prefilling))?;
+        Ok((prefill, first.tokens))
+    }
+
+    /// Learns from what computing the prompt took, wherever that was.
+    fn computed(&self, leg: &Leg, path: &Path, on: &Connection, stats: &control::PrefillStats) {
+        let (queued, computed) = (Duration::from_micros(stats.queue_us), Duration::from_micros(stats.compute_us));
+        debug!(request_id = %path.key.request, stage = %Stage::Prefilling, cached_tokens = stats.cached_tokens, ?queued, ?computed, "prompt computed");
+        self.cluster.cached(on.slot, &path.chain, stats.cached_tokens);
+        if !leg.has_output() {
+            let (prompt, cached) = (self.request.prompt.len() as u64, u64::from(stats.cached_tokens));
+            self.metrics.prefilled(prompt, cached.min(prompt), queued, computed);
+            self.writer.add_cached_tokens(stats.cached_tokens);
+        }
+    }
+
+    // ---- 5 Transferring
+
+    /// D may go on as soon as the KV has landed. A choice that ended with its first token stays out.
+    fn transferring(&self, leg: &Leg, decode: &mut Link, first: Vec<control::Token>) -> Result<(), Failure> {
+        let unfinished = |token: &control::Token| {
+            leg.answers.iter().any(|answer| answer.choice == token.choice && !answer.is_finished())
+        };
+        let first: Vec<control::Token> = first.into_iter().filter(unfinished).collect();
+        // The spec is that of the reservation: without the first tokens, which stand beside it.
+        let mut spec = leg.spec(self.request);
+        spec.output.truncate(first.first().map_or(0, |token| token.position as usize));
+        decode.generate(&spec, first)
+    }
+
+    /// No hand-over: D computes the prompt itself.
+    async fn computing_locally(&self, leg: &mut Leg, path: &mut Path) -> Result<(), Broken> {
+        let failed = at(Stage::Prefilling);
+        let mut decode = path.decode.link(path.key.clone()).map_err(&failed)?;
+        decode.generate(&leg.spec(self.request), Vec::new()).map_err(&failed)?;
+        self.decoding(leg, path, &mut decode, None).await
+    }
+
+    // ---- 6 Decoding
+
+    /// Tokens flow from D until every choice has ended. `prefill` is P as long as it has not said that D has everything.
+    async fn decoding(
+        &self,
+        leg: &mut Leg,
+        path: &mut Path,
+        decode: &mut Link,
+        mut prefill: Option<Link>,
+    ) -> Result<(), Broken> {
+        let mut landed = false;
+        while !leg.is_finished() {
+            let shipped = async {
+                match prefill.as_mut() {
+                    Some(prefill) => prefill.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = decode.next() => {
+                    let stage = if landed || path.prefill.is_none() { Stage::Decoding } else { Stage::Transferring };
+                    let tokens = match event.map_err(at(stage))? {
+                        Event::Tokens(tokens) => tokens,
+                        other => return Err(at(stage)(decode.unexpected(other.name(), "Tokens"))),
+                    };
+                    if !landed {
+                        landed = true;
+                        self.landed(leg, path, tokens.prefill.as_ref());
+                    }
+                    self.take(leg, decode, &tokens.tokens).map_err(|broken| broken.during(Stage::Decoding))?;
+                    cut(leg, decode, &tokens.tokens);
+                }
+                event = shipped => match event {
+                    Ok(Event::Shipped(stats)) => {
+                        self.shipped(path, &stats);
+                        prefill.take().iter_mut().for_each(Link::settle);
+                    }
+                    Ok(_) => {}
+                    // Once D decodes it has everything, and P is not needed any more.
+                    Err(_) if landed => prefill = None,
+                    Err(failure) => return Err(at(Stage::Transferring)(failure)),
+                },
+            }
+        }
+        if leg.answers.iter().all(|answer| answer.ended_by_worker()) {
+            decode.settle();
+        }
+        Ok(())
+    }
+
+    /// D's first tokens of this attempt: it holds the prompt.
+    fn landed(&self, leg: &Leg, path: &mut Path, stats: Option<&control::PrefillStats>) {
+        debug!(request_id = %path.key.request, stage = %Stage::Decoding, decode = %path.decode.instance, "decoding");
+        self.cluster.succeeded(path.booked.route());
+        if path.prefill.is_none() {
+            path.booked.computed();
+            self.computed(leg, path, &path.decode, stats.unwrap_or(&control::PrefillStats::default()));
+        }
+    }
+
+    fn shipped(&self, path: &Path, stats: &control::TransferStats) {
+        let Route::Pair { prefill, decode } = path.booked.route() else { return };
+        let exposed = Duration::from_micros(stats.exposed_us);
+        self.cluster.handed_over(prefill, decode, exposed);
+        self.metrics.handed_over(&telemetry::HandOver {
+            transport: &stats.transport,
+            bytes: stats.bytes,
+            pieces: u64::from(stats.pieces),
+            retried_pieces: u64::from(stats.retried_pieces),
+            exposed,
+        });
+        debug!(request_id = %path.key.request, stage = %Stage::Transferring, transport = stats.transport, bytes = stats.bytes,
+            blocks_skipped = stats.blocks_skipped, exposed_us = stats.exposed_us, "handed over");
+    }
+
+    /// Turns tokens into text for the client.
+    fn take(&self, leg: &mut Leg, from: &Link, tokens: &[control::Token]) -> Result<(), Taken> {
+        for token in tokens {
+            let token = SampledToken::from(token.clone());
+            let Some(answer) = leg.answers.iter_mut().find(|answer| answer.choice == token.choice) else {
+                let what = format!("a token of choice {}", token.choice);
+                return Err(Taken::Unexpected(from.unexpected(what, "choices of this attempt")));
+            };
+            let taken = answer.take(&token, &self.request.sampling);
+            let taken =
+                taken.map_err(|gap| Taken::Unexpected(from.unexpected(gap.to_string(), "the next position")))?;
+            let Some(piece) = taken else { continue };
+            self.count(answer);
+            self.writer.push(piece).map_err(Taken::Request)?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, answer: &mut Answer) {
+        let now = Instant::now();
+        match answer.last_at.replace(now) {
+            None => {
+                self.first_token.get_or_init(|| now);
+                self.metrics.first_token(now - self.request.arrived);
+            }
+            Some(before) => self.metrics.next_token(now - before),
+        }
+        if let Some(finish) = answer.finish() {
+            self.metrics.choice_finished(finish.reason());
+        }
+    }
+}
+
+/// Ends on D what a stop string ended here, while the other choices go on.
+fn cut(leg: &Leg, decode: &Link, tokens: &[control::Token]) {
+    let cut_here = |answer: &&Answer| answer.is_finished() && !answer.ended_by_worker();
+    for answer in leg.answers.iter().filter(cut_here).filter(|_| !leg.is_finished()) {
+        if tokens.iter().any(|token| token.choice == answer.choice) {
+            decode.cancel_choice(answer.choice);
+        }
+    }
+}
+
+/// What the router said.
+enum Asked {
+    Go(Path),
+    NoRoom,
+    Absent(Role),
+}
+
+/// Why tokens could not be taken.
+enum Taken {
+    Unexpected(Failure),
+    Request(RequestError),
+}
+
+impl Taken {
+    fn during(self, stage: Stage) -> Broken {
+        match self {
+            Taken::Unexpected(failure) => Broken::Attempt(stage, failure),
+            Taken::Request(error) => Broken::Request(error),
+        }
+    }
+}
+
+impl From<RequestError> for Broken {
+    fn from(error: RequestError) -> Self {
+        Broken::Request(error)
+    }
+}
+
+/// Says at which stage an attempt failed.
+fn at(stage: Stage) -> impl Fn(Failure) -> Broken {
+    move |failure| Broken::Attempt(stage, failure)
+}
+
+/// Until something changed, or `otherwise` when nothing did in time.
+async fn wait(
+    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+    until: Instant,
+    otherwise: RequestError,
+) -> Result<(), RequestError> {
+    tokio::time::timeout_at(until.into(), changed).await.map_err(|_| otherwise)
+}
