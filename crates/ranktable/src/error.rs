@@ -103,6 +103,11 @@ fn explanation(found: impl Into<String>, expected: impl Into<String>, fix: impl 
     Explanation { found: found.into(), expected: expected.into(), fix: fix.into() }
 }
 
+/// `1 device`, `2 devices`
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `group "1" (prefill)`
 fn group_name(role: Role) -> String {
     format!("group \"{}\" ({role})", role.group())
@@ -176,7 +181,7 @@ impl Problem {
                 let without: Vec<String> = missing.iter().map(|role| group_name(*role)).collect();
                 let without =
                     if without.is_empty() { String::new() } else { format!(" without {}", without.join(", ")) };
-                explanation(format!("{found} groups{without}"), THREE_GROUPS, EMPTY_GROUP)
+                explanation(format!("{}{without}", count(*found, "group")), THREE_GROUPS, EMPTY_GROUP)
             }
             MissingGroup { missing } => {
                 explanation(format!("3 groups without {}", group_name(*missing)), THREE_GROUPS, EMPTY_GROUP)
@@ -238,14 +243,14 @@ impl Problem {
                 "remove one of the two entries; merge each machine's table once",
             ),
             SizesDiffer { role, found, expected, first } => explanation(
-                format!("a {role} instance of {found} devices"),
+                format!("a {role} instance of {}", count(*found, "device")),
                 format!("{expected}, as in the first {role} instance ({first})"),
                 format!(
                     "give all {role} instances the same number of devices: --tensor-parallel-size is one value a role"
                 ),
             ),
             SchedulerHasDevice { found } => explanation(
-                format!("{found} devices"),
+                count(*found, "device"),
                 "no device: the scheduler runs on the CPU",
                 "remove the key \"device\" of the scheduler's entry",
             ),
@@ -307,7 +312,7 @@ impl Problem {
                 format!("start it with --tensor-parallel-size {expected}, or change the devices in the rank tables"),
             ),
             NodePortsLength { found, expected, order } => explanation(
-                format!("{found} ports"),
+                count(*found, "port"),
                 format!("{expected}, one an instance in the order {order}"),
                 "list the HTTP ports of all prefill, then all decode instances, in the order of the global table",
             ),
