@@ -1,6 +1,6 @@
 use clap::Parser;
 
-/// Writes, merges, checks and shows rank tables.
+/// Writes, merges, checks and shows rank tables: which instances make a cluster, on which machines and devices.
 #[derive(Parser)]
 #[command(name = "ranktable-tool", version)]
 struct Cli {

@@ -191,6 +191,11 @@ impl HostRankTable {
         self.0.named().map(|(name, server)| (name, LocalRankTable::of(server))).collect()
     }
 
+    /// The entries of one role with their names, which count this machine's instances only.
+    pub fn instances(&self, role: Role) -> impl Iterator<Item = (String, &Server)> {
+        self.0.lists[role.group()].iter().enumerate().map(move |(i, server)| (instance_name(role, i), server))
+    }
+
     /// Checks that this one machine is a whole cluster.
     pub fn into_global(self) -> Result<GlobalRankTable, Error> {
         match check(&self.0.file, &self.0.placed(), Scope::Cluster).into_iter().next() {
