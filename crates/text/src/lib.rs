@@ -6,6 +6,7 @@
 mod decoder;
 mod detokenizer;
 mod error;
+mod python;
 mod stop;
 mod template;
 mod tokenizer;
