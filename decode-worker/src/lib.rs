@@ -1,6 +1,22 @@
 //! How shipped KV becomes tokens.
+//!
+//! `service` tells the life of an attempt, `landing` sets blocks aside for KV and receives it, `planner` says who runs next.
 
+mod landing;
 mod planner;
+mod service;
+
+use std::net::SocketAddr;
+
+use tokio::sync::Mutex;
+use transfer::KvReceiver;
+use types::Role;
+use worker::{Config, Loaded, Running};
+
+use landing::Landings;
+use service::DecodeService;
+
+pub use planner::DecodePlanner;
 
 /// Flags of a decode instance.
 #[derive(clap::Parser, Clone, Debug)]
@@ -12,5 +28,25 @@ pub struct Args {
 
 /// Runs the instance until SIGTERM or SIGINT has drained it.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("decode-worker for {} is not built yet", args.worker.model.display())
+    worker::run(&args.worker, Role::Decode, start).await
+}
+
+/// Loads the model and serves; returns when the ports listen.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let loaded = Loaded::load(config, Box::new(DecodePlanner)).await?;
+    let listener = loaded.bind().await?;
+    let config = &loaded.config;
+    let receiver = KvReceiver::new(config.transfer(loaded.incarnation, &loaded.model.digest), loaded.store.clone());
+    let doors = receiver.listen(config.listen.ip(), config.advertise, config.kv_port).await?;
+    receiver.set_grpc_address(SocketAddr::new(config.advertise, listener.local_addr()?.port()));
+    let grpc = axum::Router::new().route_service("/pdserve.kv.v1.KvTransfer/{*method}", receiver.grpc_service());
+    tracing::info!(address = %doors.address(), "listening for KV");
+    let landings = Landings {
+        receiver,
+        engine: loaded.engine.clone(),
+        digest: loaded.model.digest.clone(),
+        max_model_len: loaded.model.max_model_len,
+        line: Mutex::new(()),
+    };
+    loaded.serve(listener, DecodeService { landings, _doors: doors }, Some(grpc))
 }

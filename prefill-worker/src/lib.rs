@@ -1,6 +1,20 @@
 //! How a prompt becomes shipped KV.
+//!
+//! `service` tells the life of an attempt, `handoff` ships blocks while they are computed, `planner` says which prompt is next.
 
+mod handoff;
 mod planner;
+mod service;
+
+use tokio::runtime::Handle;
+use transfer::KvSender;
+use types::Role;
+use worker::{Config, Loaded, Running};
+
+use handoff::Shipping;
+use service::PrefillService;
+
+pub use planner::PrefillPlanner;
 
 /// Flags of a prefill instance.
 #[derive(clap::Parser, Clone, Debug)]
@@ -12,5 +26,21 @@ pub struct Args {
 
 /// Runs the instance until SIGTERM or SIGINT has drained it.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("prefill-worker for {} is not built yet", args.worker.model.display())
+    worker::run(&args.worker, Role::Prefill, start).await
+}
+
+/// Loads the model and serves; returns when the port listens.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let loaded = Loaded::load(config, Box::new(PrefillPlanner)).await?;
+    let listener = loaded.bind().await?;
+    let transfer = loaded.config.transfer(loaded.incarnation, &loaded.model.digest);
+    let shipping = Shipping {
+        sender: KvSender::new(transfer, loaded.store.clone()),
+        pool: loaded.pool.clone(),
+        layers: loaded.model.layers,
+        kv_heads: loaded.model.kv_heads,
+        runtime: Handle::current(),
+    };
+    let service = PrefillService { shipping, engine: loaded.engine.clone() };
+    loaded.serve(listener, service, None)
 }

@@ -1,12 +1,30 @@
 //! The chassis both workers sit on: engine thread, identity, health, drain.
+//!
+//! ```text
+//! args ─► config ─► running: load, bind, serve, drain
+//!                      │ server: one port ─► control: the scheduler's stream ─► RoleService (P or D), a task per attempt
+//!                      └ engine_thread: one thread ─► runner: the pure core ─► Planner (P or D)
+//! ```
+//!
+//! Whatever an attempt holds is a guard inside its task, so ending the task, for whatever reason, gives everything back.
 
 mod args;
+mod config;
+mod control;
+mod engine_thread;
 mod runner;
+mod running;
+mod server;
 
 pub use args::WorkerArgs;
+pub use config::{Config, ConfigError};
+pub use control::{Attempt, AttemptJob, Introduction, Order, RoleService};
+pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
 #[cfg(any(test, feature = "fake"))]
 pub use runner::fake;
 pub use runner::{
     Event, Failure, Goal, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,
-    RunnerConfig, SeqId, SeqView, Stepped, Stepper,
+    RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,
 };
+pub use running::{Loaded, Running, run};
+pub use telemetry::Direction;

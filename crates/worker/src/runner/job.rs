@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kv::{BlockRef, BlockTable};
-use proto::control::FailCode;
+use proto::control::{FailCode, PrefillStats};
 use types::{GenerateSpec, RequestKey, SampledToken};
 
 /// One attempt's work.
@@ -60,6 +60,17 @@ pub struct PromptStats {
     pub queue_us: u64,
     /// Time of the steps that took part in it.
     pub compute_us: u64,
+}
+
+impl From<PromptStats> for PrefillStats {
+    fn from(stats: PromptStats) -> Self {
+        PrefillStats {
+            prompt_tokens: stats.context_tokens,
+            cached_tokens: stats.cached_tokens,
+            queue_us: stats.queue_us,
+            compute_us: stats.compute_us,
+        }
+    }
 }
 
 /// Why an attempt ended early, as the scheduler is told.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use engine::{Batch, BatchRow, Engine, SampleRequest, StepObserver, StepOutput};
 use kv::{BlockId, BlockPool, ChainRoot};
 use proto::control::{FailCode, StepCost};
-use types::{RequestKey, SampledToken};
+use types::{GenerateSpec, RequestKey, SampledToken};
 
 pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
 pub use plan::{Plan, Planner, QueueView, SeqId, SeqView};
@@ -226,7 +226,8 @@ impl Runner {
                 ));
             }
         }
-        check_fits(job, self.config.max_model_len, &self.pool)
+        let decodes = !matches!(job.goal, Goal::FirstTokens { .. });
+        check_fits(spec, decodes, self.config.max_model_len, &self.pool)
     }
 
     fn plan(&mut self) -> Plan {
@@ -451,19 +452,16 @@ fn batch_row<'a>(sequence: &'a Sequence, row: &Row) -> BatchRow<'a> {
     }
 }
 
-/// Refuses a job that could not end even if it were alone on this instance.
-fn check_fits(job: &Job, max_model_len: u32, pool: &BlockPool) -> Result<(), Failure> {
+/// Refuses a job that could not end even if it were alone on this instance. `decodes`: it stays after its first tokens.
+pub fn check_fits(spec: &GenerateSpec, decodes: bool, max_model_len: u32, pool: &BlockPool) -> Result<(), Failure> {
     let too_long = |message: String| Err(Failure::new(FailCode::FailTooLong, message));
-    let context = job.spec.context_len();
+    let context = spec.context_len();
     if context >= max_model_len as usize {
         return too_long(format!("{context} tokens leave no room to answer in a context of {max_model_len}"));
     }
     // KV of the last drawn token is never needed.
-    let grown = match job.goal {
-        Goal::FirstTokens { .. } => context,
-        _ => (job.spec.prompt.len() + job.spec.sampling.max_tokens as usize).min(max_model_len as usize) - 1,
-    };
-    let needed = grown.max(context).div_ceil(pool.block_size() as usize);
+    let grown = (spec.prompt.len() + spec.sampling.max_tokens as usize).min(max_model_len as usize) - 1;
+    let needed = if decodes { grown.max(context) } else { context }.div_ceil(pool.block_size() as usize);
     let total = pool.stats().total as usize;
     if needed > total {
         return too_long(format!("needs {needed} KV blocks of {} tokens, there are {total}", pool.block_size()));

@@ -1,5 +1,3 @@
-use types::GenerateSpec;
-
 use super::fake::{Kind, Size, VOCAB, World, spec};
 use super::*;
 

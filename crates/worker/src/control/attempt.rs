@@ -1,0 +1,112 @@
+//! One attempt at one request as a role sees it: orders come in, replies go out, the engine does the work.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::control::{FailCode, WorkerMessage, worker_message::Body};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use types::{GenerateSpec, RequestKey, SampledToken};
+
+use crate::engine_thread::RunningJob;
+use crate::{EngineHandle, Failure, Happening, Job};
+
+/// What the scheduler asks of an attempt, already checked.
+#[derive(Debug)]
+pub enum Order {
+    Reserve(GenerateSpec),
+    Prefill { spec: GenerateSpec, ticket: Bytes },
+    Generate { spec: GenerateSpec, first: Vec<SampledToken> },
+}
+
+impl Order {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Order::Reserve(_) => "Reserve",
+            Order::Prefill { .. } => "Prefill",
+            Order::Generate { .. } => "Generate",
+        }
+    }
+
+    /// The failure of an order that makes no sense to this role or at this moment.
+    pub fn unexpected(&self, expected: &str) -> Failure {
+        Failure::new(FailCode::FailBadRequest, format!("found {}, expected {expected}", self.name()))
+    }
+}
+
+/// See the module's head. Owned by the task that lives the attempt.
+pub struct Attempt {
+    pub key: RequestKey,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) replies: Replies,
+    pub(super) engine: EngineHandle,
+    pub(super) cancelled: Cancelled,
+}
+
+/// Choices that the scheduler cancelled, before or after they were submitted.
+pub(super) type Cancelled = Arc<Mutex<Vec<u32>>>;
+
+impl Attempt {
+    /// The next order. Waits for ever if none comes: bound it by a lease.
+    pub async fn order(&mut self) -> Result<Order, Failure> {
+        let gone = || Failure::new(FailCode::FailStale, "the attempt was given up");
+        self.orders.recv().await.ok_or_else(gone)
+    }
+
+    /// Sends a message to the scheduler, waiting while it is slow. Fails only when the connection is over.
+    pub async fn reply(&self, body: Body) -> Result<(), Failure> {
+        self.replies.send(body).await
+    }
+
+    /// Starts `spec`'s work on the engine; choices cancelled so far or later are left out.
+    pub fn submit(&self, job: Job) -> Result<AttemptJob, Failure> {
+        let job = self.engine.submit(job)?;
+        self.engine.cancel_choices(&self.key, &self.cancelled.lock());
+        Ok(AttemptJob { job, closed: self.replies.closed.clone() })
+    }
+}
+
+/// A job of this attempt on the engine; dropping it cancels it.
+pub struct AttemptJob {
+    job: RunningJob,
+    closed: CancellationToken,
+}
+
+impl AttemptJob {
+    /// The next event, `Failed` as an error. None after the job's end.
+    ///
+    /// A job that was lost because its events were not fetched means that the scheduler stands still: its connection ends.
+    pub async fn next(&mut self) -> Result<Happening, Failure> {
+        match self.job.next().await {
+            Some(Happening::Failed(failure)) => Err(failure),
+            Some(happening) => Ok(happening),
+            None => {
+                self.closed.cancel();
+                Err(Failure::new(FailCode::FailInternal, "the engine stopped, or its events were not fetched"))
+            }
+        }
+    }
+}
+
+/// The way to the scheduler.
+#[derive(Clone)]
+pub(super) struct Replies {
+    pub(super) outbound: mpsc::Sender<Result<WorkerMessage, Status>>,
+    pub(super) closed: CancellationToken,
+}
+
+impl Replies {
+    pub(super) async fn send(&self, body: Body) -> Result<(), Failure> {
+        let sent = self.outbound.send(Ok(WorkerMessage { body: Some(body) })).await;
+        sent.map_err(|_| Failure::new(FailCode::FailStale, "the scheduler's connection is over"))
+    }
+
+    /// Sends without waiting; a scheduler that does not read loses its connection.
+    pub(super) fn send_now(&self, body: Body) {
+        if self.outbound.try_send(Ok(WorkerMessage { body: Some(body) })).is_err() {
+            self.closed.cancel();
+        }
+    }
+}

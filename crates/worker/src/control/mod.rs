@@ -1,0 +1,174 @@
+//! The scheduler's stream: who may open it, what it carries, and what ends with it.
+//!
+//! One scheduler at a time: a newer incarnation ends all work of the older one, and so does the end of the stream. Cancel is a
+//! message that never waits. What a scheduler does not read in time ends its connection, never the engine's work for others.
+
+mod attempt;
+mod connection;
+mod load;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+use proto::control::worker_server::Worker;
+use proto::control::{Hello, SchedulerMessage, Welcome, WorkerMessage, worker_message::Body};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use types::{InstanceId, Limits, ModelIdentity, Role};
+
+pub use attempt::{Attempt, AttemptJob, Order};
+use connection::Connection;
+
+use crate::{EngineHandle, Failure};
+
+/// Messages to the scheduler that may wait for its reading.
+const OUTBOUND_MAX: usize = 1024;
+
+/// What a role does with an attempt.
+pub trait RoleService: Send + Sync + 'static {
+    /// Lives one attempt from its first order to its end. When the future is dropped (cancel, end of the connection) everything
+    /// that it holds must be given back by dropping. An error is told to the scheduler as `Failed`.
+    fn serve(&self, attempt: Attempt) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// What this worker says of itself in its Welcome.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    pub role: Role,
+    pub instance: InstanceId,
+    pub table_hash: String,
+    pub model: ModelIdentity,
+    pub limits: Limits,
+    /// Changes whenever the process does.
+    pub incarnation: u64,
+}
+
+/// The control service of one instance. Cheap to clone.
+pub struct Control<R>(Arc<Inner<R>>);
+
+struct Inner<R> {
+    me: Introduction,
+    role: R,
+    engine: EngineHandle,
+    current: Mutex<Option<Current>>,
+    draining: AtomicBool,
+    stale: AtomicU64,
+    /// Attempts that run; drain waits for none.
+    attempts: watch::Sender<usize>,
+}
+
+/// The scheduler that is being served.
+struct Current {
+    incarnation: u64,
+    closed: CancellationToken,
+}
+
+impl<R> Clone for Control<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R: RoleService> Control<R> {
+    pub fn new(me: Introduction, role: R, engine: EngineHandle) -> Self {
+        Self(Arc::new(Inner {
+            me,
+            role,
+            engine,
+            current: Mutex::new(None),
+            draining: AtomicBool::new(false),
+            stale: AtomicU64::new(0),
+            attempts: watch::channel(0).0,
+        }))
+    }
+
+    /// From now on new attempts are refused; those that run go on.
+    pub fn start_draining(&self) {
+        self.0.draining.store(true, Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Relaxed)
+    }
+
+    /// Waits until no attempt runs.
+    pub async fn drained(&self) {
+        // The sender lives in self.
+        let _ = self.0.attempts.subscribe().wait_for(|attempts| *attempts == 0).await;
+    }
+
+    /// Ends the scheduler's connection and all its work.
+    pub fn close(&self) {
+        if let Some(current) = self.0.current.lock().take() {
+            current.closed.cancel();
+        }
+    }
+
+    /// Checks who calls; the refusal names the field with both values. Replaces (and ends) the connection before.
+    fn admit(&self, hello: &Hello, closed: &CancellationToken) -> Result<(), String> {
+        let me = &self.0.me;
+        if hello.protocol < proto::PROTOCOL_MIN {
+            return Err(format!(
+                "protocol: ours is {} (at least {}), theirs is {}",
+                proto::PROTOCOL,
+                proto::PROTOCOL_MIN,
+                hello.protocol
+            ));
+        }
+        if hello.table_hash != me.table_hash {
+            let (ours, theirs) = (&me.table_hash, &hello.table_hash);
+            return Err(format!(
+                "table_hash: ours is {ours}, theirs is {theirs}; give all roles the same global rank table"
+            ));
+        }
+        if hello.instance != me.instance.as_str() {
+            return Err(format!("instance: ours is {}, theirs is {}; check NODE_PORTS", me.instance, hello.instance));
+        }
+        let mut current = self.0.current.lock();
+        if let Some(before) = current.as_ref().filter(|before| !before.closed.is_cancelled()) {
+            if hello.scheduler_incarnation < before.incarnation {
+                let (ours, theirs) = (before.incarnation, hello.scheduler_incarnation);
+                return Err(format!("scheduler_incarnation: ours is {ours}, theirs is {theirs}, an older scheduler"));
+            }
+            before.closed.cancel();
+        }
+        *current = Some(Current { incarnation: hello.scheduler_incarnation, closed: closed.clone() });
+        Ok(())
+    }
+
+    fn welcome(&self, refusal: String) -> Body {
+        let me = &self.0.me;
+        Body::Welcome(Welcome {
+            protocol: proto::PROTOCOL,
+            table_hash: me.table_hash.clone(),
+            instance: me.instance.to_string(),
+            role: me.role.to_string(),
+            model: Some((&me.model).into()),
+            limits: Some((&me.limits).into()),
+            incarnation: me.incarnation,
+            refusal,
+        })
+    }
+
+    fn note_stale(&self) {
+        self.0.stale.fetch_add(1, Relaxed);
+        self.0.engine.metrics().stale_dropped(1);
+    }
+}
+
+#[tonic::async_trait]
+impl<R: RoleService> Worker for Control<R> {
+    type ControlStream = ReceiverStream<Result<WorkerMessage, Status>>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<SchedulerMessage>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+        tokio::spawn(Connection::new(self.clone(), outbound).run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
