@@ -13,12 +13,12 @@ pub const PROTOCOL_MIN: u32 = 1;
 /// Control messages hold token ids and tickets, never KV bytes.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-#[allow(unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod control {
     tonic::include_proto!("pdserve.control.v1");
 }
 
-#[allow(unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod kv {
     tonic::include_proto!("pdserve.kv.v1");
 }
