@@ -47,7 +47,7 @@ pub struct Introduction {
 }
 
 /// The control service of one instance. Cheap to clone.
-pub struct Control<R>(Arc<Inner<R>>);
+pub(crate) struct Control<R>(Arc<Inner<R>>);
 
 struct Inner<R> {
     me: Introduction,
@@ -73,7 +73,7 @@ impl<R> Clone for Control<R> {
 }
 
 impl<R: RoleService> Control<R> {
-    pub fn new(me: Introduction, role: R, engine: EngineHandle) -> Self {
+    pub(crate) fn new(me: Introduction, role: R, engine: EngineHandle) -> Self {
         Self(Arc::new(Inner {
             me,
             role,
@@ -86,22 +86,22 @@ impl<R: RoleService> Control<R> {
     }
 
     /// From now on new attempts are refused; those that run go on.
-    pub fn start_draining(&self) {
+    pub(crate) fn start_draining(&self) {
         self.0.draining.store(true, Relaxed);
     }
 
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.load(Relaxed)
     }
 
     /// Waits until no attempt runs.
-    pub async fn drained(&self) {
+    pub(crate) async fn drained(&self) {
         // The sender lives in self.
         let _ = self.0.attempts.subscribe().wait_for(|attempts| *attempts == 0).await;
     }
 
     /// Ends the scheduler's connection and all its work.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         if let Some(current) = self.0.current.lock().take() {
             current.closed.cancel();
         }
