@@ -39,21 +39,22 @@ pub enum Error {
     NoInterface { name: String, known: String },
 
     #[error(
-        "--device-ip: found {found} addresses, expected {expected}, one a device; fix: list one address for each device, prefill first"
+        "--device-ip: found {}, expected {expected}, one a device; fix: list one address for each device, prefill first",
+        Count(*found, "address")
     )]
     DeviceAddressCount { found: usize, expected: usize },
 
     #[error("device {device} has no address: {tried}; fix: give --device-ip or --interface")]
     DeviceAddress { device: u32, tried: String },
 
-    #[error("{flag}: found {found} ports, expected {expected}, one an instance; fix: list as many ports as instances")]
+    #[error("{flag}: found {}, expected {expected}, one an instance; fix: list as many ports as instances", Count(*found, "port"))]
     PortCount { flag: String, found: usize, expected: usize },
 
     #[error("{}: {source}; fix: check the directory, or give another with --save-dir", path.display())]
     SaveDir { path: PathBuf, source: std::io::Error },
 
-    #[error("{0} found, listed above")]
-    Invalid(Count),
+    #[error("{} found, listed above", Count(*problems, "problem"))]
+    Invalid { problems: usize },
 
     #[error(transparent)]
     Table(#[from] ranktable::Error),
@@ -62,13 +63,13 @@ pub enum Error {
     Output(#[from] std::io::Error),
 }
 
-/// `1 problem`, `2 problems`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count(pub usize);
+/// `1 problem`, `2 problems`, `2 addresses`
+struct Count(usize, &'static str);
 
 impl std::fmt::Display for Count {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} problem{}", self.0, if self.0 == 1 { "" } else { "s" })
+        let plural = if self.1.ends_with('s') { "es" } else { "s" };
+        write!(f, "{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { plural })
     }
 }
 

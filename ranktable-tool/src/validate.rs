@@ -9,7 +9,7 @@ use ranktable::{
 };
 
 use crate::args::Validate;
-use crate::error::{Count, Error};
+use crate::error::Error;
 
 pub(crate) fn run(args: &Validate, out: &mut dyn Write) -> Result<(), Error> {
     let mut report = Report { out, problems: 0 };
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Validate, out: &mut dyn Write) -> Result<(), Error> {
     }
     match report.problems {
         0 => Ok(()),
-        count => Err(Error::Invalid(Count(count))),
+        problems => Err(Error::Invalid { problems }),
     }
 }
 

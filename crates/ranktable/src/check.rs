@@ -95,7 +95,14 @@ fn check_counts(file: &str, entries: &[Placed<'_>], scope: Scope) -> Vec<Error> 
             errors.push(whole(&list_path(Role::Scheduler), Problem::NoScheduler));
         }
         (Some(first), Some(second)) => {
-            errors.push(second.fail("", Problem::TwoSchedulers { first: first.seen_from(second, "") }));
+            let place = first.seen_from(second, "");
+            let server = second.server.server_ip.to_string();
+            let problem = if first.server == second.server {
+                Problem::InstanceTwice { server, first: place }
+            } else {
+                Problem::TwoSchedulers { first: place }
+            };
+            errors.push(second.fail("", problem));
         }
         _ => {}
     }
