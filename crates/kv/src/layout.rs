@@ -79,7 +79,7 @@ impl KvLayout {
 }
 
 /// Keys and values of some heads and tokens of one layer. Tokens count from the start of the sequence.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct KvSpan {
     pub layer: u32,
     pub heads: Range<u32>,

@@ -45,4 +45,25 @@ impl Counters {
     pub fn connections_lost(&self) -> u64 {
         self.connections_lost.load(Relaxed)
     }
+
+    pub(crate) fn count_piece(&self, kind: TransportKind, bytes: u64) {
+        self.pieces[kind as usize].fetch_add(1, Relaxed);
+        self.bytes[kind as usize].fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn count_refused(&self, reason: Refusal) {
+        self.refused[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_retried(&self) {
+        self.retried.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_duplicate(&self) {
+        self.duplicates.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_connection_lost(&self) {
+        self.connections_lost.fetch_add(1, Relaxed);
+    }
 }

@@ -1,117 +1,213 @@
-//! Lands KV on D.
+//! D's side: lands KV that prefill instances push.
+//!
+//! The life of a hand-over on D:
+//! 1. **open** — the worker has leased blocks and opens a [`Landing`]; its ticket carries a fresh capability and our addresses.
+//! 2. **arriving** — connections bring pieces in any order. Each is admitted by its header, then read, checked and written under
+//!    the site's lock (`landing.rs`), and acknowledged. A damaged one is asked for again.
+//! 3. **landed** — layers x heads x tokens are covered exactly.
+//! 4. **committed** — the worker has made the sequence visible; P is told and forgets it.
+//!
+//! From 1 to 3 it may also end as **failed**: lease ran out, P's connection broke, P gave up, a newer attempt of the request was
+//! opened, or the Landing was dropped. Whatever comes later is refused by reason and counted.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-use kv::{BlockId, KvStore};
-use proto::kv::kv_transfer_server::{KvTransfer, KvTransferServer};
-use proto::kv::{KvFrame, KvReply};
-use types::RequestKey;
+use kv::{KvLayout, KvStore};
+use parking_lot::Mutex;
+use proto::kv::kv_transfer_server::KvTransferServer;
+use proto::kv::{Abandon, Piece};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use types::RequestId;
 
-use crate::{Counters, TransferConfig, TransferError, TransportKind};
+use crate::landing::Site;
+use crate::ticket::{Endpoint, Ticket, same_capability};
+use crate::transport::{grpc, host_id, inproc, tcp};
+use crate::{Counters, GrpcDoor, Landing, LandingRequest, Refusal, TransferConfig, TransferError, TransportKind};
 
 /// D's side of the KV plane. Cheap to clone.
 #[derive(Clone)]
-pub struct KvReceiver {}
-
-/// The doors for TCP, shared memory and in-process peers; dropping it shuts them.
-pub struct Listening {}
-
-/// The gRPC door, mounted on the worker's own server.
-pub struct GrpcDoor {}
-
-/// What D sets aside for one attempt.
-#[derive(Clone, Debug)]
-pub struct LandingRequest {
-    pub key: RequestKey,
-    /// The sequence's blocks from token 0 on, including those that D already has. The caller keeps them leased as long as the Landing.
-    pub blocks: Vec<BlockId>,
-    /// The tokens that D lacks; may be empty.
-    pub tokens: Range<u32>,
-    /// Extended by each piece that arrives.
-    pub lease: Duration,
+pub struct KvReceiver {
+    registry: Arc<Registry>,
 }
 
-/// The open door for one attempt's pieces. Dropping it closes the door: once `drop` has returned nothing is written any more.
-pub struct Landing {}
+/// The doors for TCP, shared memory and in-process peers; dropping it shuts them and ends their connections.
+pub struct Listening {
+    address: SocketAddr,
+    registry: Arc<Registry>,
+    endpoints: Vec<Endpoint>,
+    _inproc: inproc::Registered,
+    _stop: DropGuard,
+}
 
-/// What arrived.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LandingStats {
-    /// None when nothing had to be sent.
-    pub transport: Option<TransportKind>,
-    pub bytes: u64,
-    pub pieces: u32,
+/// What every connection of one receiver shares.
+pub(crate) struct Registry {
+    pub(crate) config: TransferConfig,
+    pub(crate) layout: KvLayout,
+    pub(crate) counters: Counters,
+    store: Arc<dyn KvStore>,
+    /// One open site per request: its newest attempt.
+    sites: Mutex<HashMap<RequestId, Arc<Site>>>,
+    /// Where we can be reached, for tickets.
+    endpoints: Mutex<Vec<Endpoint>>,
+    connections: AtomicU64,
 }
 
 impl KvReceiver {
-    pub fn new(_config: TransferConfig, _store: Arc<dyn KvStore>) -> Self {
-        unimplemented!()
+    pub fn new(config: TransferConfig, store: Arc<dyn KvStore>) -> Self {
+        let registry = Registry {
+            layout: store.layout(),
+            config,
+            counters: Counters::default(),
+            store,
+            sites: Mutex::new(HashMap::new()),
+            endpoints: Mutex::new(Vec::new()),
+            connections: AtomicU64::new(0),
+        };
+        Self { registry: Arc::new(registry) }
     }
 
     /// Opens the TCP door (port 0 = any), which serves shared memory too, and the in-process one. Peers are told `advertise`.
-    pub async fn listen(&self, _bind: IpAddr, _advertise: IpAddr, _port: u16) -> Result<Listening, TransferError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// `Listen` when the address cannot be bound.
+    pub async fn listen(&self, bind: IpAddr, advertise: IpAddr, port: u16) -> Result<Listening, TransferError> {
+        let stop = CancellationToken::new();
+        let port = tcp::listen(&self.registry, SocketAddr::new(bind, port), stop.clone()).await?;
+        let address = SocketAddr::new(advertise, port);
+        let inproc = inproc::register(&self.registry, stop.clone());
+        let endpoint = |kind, address: String| Endpoint { kind, address, host_id: host_id().to_owned() };
+        let endpoints: Vec<_> = [
+            endpoint(TransportKind::Inproc, inproc.name().to_owned()),
+            endpoint(TransportKind::Shm, address.to_string()),
+            endpoint(TransportKind::Tcp, address.to_string()),
+        ]
+        .into_iter()
+        .filter(|endpoint| self.registry.config.offers(endpoint.kind))
+        .collect();
+        self.registry.endpoints.lock().extend(endpoints.iter().cloned());
+        let registry = self.registry.clone();
+        Ok(Listening { address, registry, endpoints, _inproc: inproc, _stop: stop.drop_guard() })
     }
 
-    /// The service to mount; tell its address with [`KvReceiver::set_grpc_address`].
+    /// The service to mount; tell its address with [`KvReceiver::set_grpc_address`]. For speed the server that mounts it sets
+    /// [`crate::GRPC_WINDOW_BYTES`] as its stream and connection window and [`crate::GRPC_FRAME_BYTES`] as its frame size.
     pub fn grpc_service(&self) -> KvTransferServer<GrpcDoor> {
-        unimplemented!()
+        grpc::service(self.registry.clone())
     }
 
     /// Where the mounted gRPC service can be reached; from then on tickets offer it.
-    pub fn set_grpc_address(&self, _address: SocketAddr) {
-        unimplemented!()
+    pub fn set_grpc_address(&self, address: SocketAddr) {
+        let mut endpoints = self.registry.endpoints.lock();
+        endpoints.retain(|endpoint| endpoint.kind != TransportKind::Grpc);
+        if self.registry.config.offers(TransportKind::Grpc) {
+            let (kind, address) = (TransportKind::Grpc, address.to_string());
+            endpoints.push(Endpoint { kind, address, host_id: host_id().to_owned() });
+        }
     }
 
-    /// Opens the door for one attempt's pieces.
-    pub fn open(&self, _request: LandingRequest) -> Landing {
-        unimplemented!()
+    /// Opens the door for one attempt's pieces. An older attempt of the same request fails by it; if a newer or the same one is
+    /// open, it is the new Landing that has failed.
+    pub fn open(&self, request: LandingRequest) -> Landing {
+        let registry = &self.registry;
+        let ticket = Ticket {
+            key: request.key.clone(),
+            capability: rand::random(),
+            instance: registry.config.instance.clone(),
+            incarnation: registry.config.incarnation,
+            tokens: request.tokens.clone(),
+            lease: request.lease,
+            endpoints: registry.endpoints.lock().clone(),
+        };
+        let site = Arc::new(Site::new(request, ticket.capability, registry.store.clone()));
+        registry.enter(&site);
+        Landing::new(site, Arc::downgrade(registry), ticket.encode())
     }
 
     pub fn counters(&self) -> &Counters {
-        unimplemented!()
+        &self.registry.counters
+    }
+
+    /// Connections served since start.
+    pub fn connections(&self) -> u64 {
+        self.registry.connections.load(Ordering::Relaxed)
     }
 }
 
 impl Listening {
     /// What peers connect to.
     pub fn address(&self) -> SocketAddr {
-        unimplemented!()
+        self.address
     }
 }
 
-impl Landing {
-    /// For P, by way of the scheduler: addresses, capability, epoch, and which tokens D lacks.
-    pub fn ticket(&self) -> Bytes {
-        unimplemented!()
-    }
-
-    /// Waits until every byte has arrived and been checked, or the attempt has failed.
-    pub async fn landed(&self) -> Result<LandingStats, TransferError> {
-        unimplemented!()
-    }
-
-    /// Closes the door and tells P that it may forget the attempt. Fails if not everything has landed.
-    pub fn commit(self) -> Result<LandingStats, TransferError> {
-        unimplemented!()
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.registry.endpoints.lock().retain(|endpoint| !self.endpoints.contains(endpoint));
     }
 }
 
-type ReplyStream = Pin<Box<dyn futures::Stream<Item = Result<KvReply, tonic::Status>> + Send>>;
+impl Registry {
+    /// A number for a new connection.
+    pub(crate) fn connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
 
-#[tonic::async_trait]
-impl KvTransfer for GrpcDoor {
-    type PushStream = ReplyStream;
+    /// The open site that a piece is for.
+    pub(crate) fn site_of(&self, piece: &Piece) -> Result<Arc<Site>, Refusal> {
+        let sites = self.sites.lock();
+        let site = sites.get(&RequestId::from(piece.request_id.as_str())).ok_or(Refusal::UnknownRequest)?;
+        match site.key.epoch.cmp(&piece.epoch) {
+            std::cmp::Ordering::Equal => Ok(site.clone()),
+            std::cmp::Ordering::Greater => Err(Refusal::Stale),
+            std::cmp::Ordering::Less => Err(Refusal::UnknownRequest),
+        }
+    }
 
-    async fn push(
-        &self,
-        _request: tonic::Request<tonic::Streaming<KvFrame>>,
-    ) -> Result<tonic::Response<ReplyStream>, tonic::Status> {
-        unimplemented!()
+    /// P gives up on an attempt.
+    pub(crate) fn abandon(&self, abandon: &Abandon) {
+        let request = RequestId::from(abandon.request_id.as_str());
+        let site = self.sites.lock().get(&request).cloned();
+        let site = site
+            .filter(|site| site.key.epoch == abandon.epoch && same_capability(&site.capability, &abandon.capability));
+        if let Some(site) = site {
+            let reason = format!("abandoned by the prefill instance: {}", abandon.reason);
+            site.fail(TransferError::Refused { key: site.key.clone(), reason });
+        }
+    }
+
+    /// A connection broke: everything that was arriving by it has failed.
+    pub(crate) fn lost(&self, connection: u64, error: &TransferError) {
+        let sites: Vec<_> = self.sites.lock().values().cloned().collect();
+        sites.iter().for_each(|site| site.lost(connection, error));
+    }
+
+    /// The landing is dropped: its pieces are unknown from now on.
+    pub(crate) fn forget(&self, site: &Arc<Site>) {
+        let mut sites = self.sites.lock();
+        if sites.get(&site.key.request).is_some_and(|open| Arc::ptr_eq(open, site)) {
+            sites.remove(&site.key.request);
+        }
+    }
+
+    /// Makes `site` the one open site of its request, unless an attempt as new as it is open.
+    fn enter(&self, site: &Arc<Site>) {
+        let mut sites = self.sites.lock();
+        let request = &site.key.request;
+        let open = sites.get(request).cloned();
+        let (loser, winner) = match &open {
+            Some(open) if open.key.epoch >= site.key.epoch => (Some(site), open),
+            open => {
+                sites.insert(request.clone(), site.clone());
+                (open.as_ref(), site)
+            }
+        };
+        drop(sites);
+        if let Some(loser) = loser {
+            let reason = format!("attempt {} of the request is open", winner.key.epoch);
+            loser.fail(TransferError::Refused { key: loser.key.clone(), reason });
+        }
     }
 }

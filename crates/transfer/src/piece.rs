@@ -1,0 +1,118 @@
+//! A piece: the KV of some tokens and heads of one layer, with a header that its checksum is bound to.
+
+use kv::{KvLayout, KvSpan};
+use proto::kv::Piece;
+use types::RequestKey;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+
+use crate::ticket::Capability;
+
+/// Largest payload that a receiver takes.
+pub(crate) const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+/// Where we cut what is ready: large enough that a frame's cost does not show, small enough that pieces of several requests
+/// interleave and that reading, sending and writing overlap.
+pub(crate) const PIECE_BYTES: usize = 4 << 20;
+
+/// Cuts a span into spans of at most [`PIECE_BYTES`] (one token at least), all of about one size.
+pub(crate) fn cut(span: KvSpan, layout: &KvLayout) -> impl Iterator<Item = KvSpan> {
+    let tokens = span.tokens.end - span.tokens.start;
+    let pieces = span.payload_bytes(layout).div_ceil(PIECE_BYTES).clamp(1, tokens.max(1) as usize) as u32;
+    let step = tokens.div_ceil(pieces).max(1);
+    span.tokens.clone().step_by(step as usize).map(move |start| {
+        let end = span.tokens.end.min(start.saturating_add(step));
+        KvSpan { layer: span.layer, heads: span.heads.clone(), tokens: start..end }
+    })
+}
+
+/// The header of a piece, checksum included.
+pub(crate) fn header(number: u64, key: &RequestKey, capability: &Capability, span: &KvSpan, payload: &[u8]) -> Piece {
+    let mut piece = Piece {
+        request_id: key.request.to_string(),
+        epoch: key.epoch,
+        capability: bytes::Bytes::copy_from_slice(capability),
+        piece: number,
+        layer: span.layer,
+        head_start: span.heads.start,
+        head_end: span.heads.end,
+        token_start: span.tokens.start,
+        token_end: span.tokens.end,
+        payload_len: payload.len() as u64,
+        checksum: 0,
+        shm_offset: None,
+    };
+    piece.checksum = checksum(&piece, payload);
+    piece
+}
+
+/// The span that a header claims; not yet checked against anything.
+pub(crate) fn span(piece: &Piece) -> KvSpan {
+    KvSpan { layer: piece.layer, heads: piece.head_start..piece.head_end, tokens: piece.token_start..piece.token_end }
+}
+
+/// xxh3-64 of the payload, seeded with the xxh3-64 of every header field but the checksum itself and the place in shared memory.
+pub(crate) fn checksum(piece: &Piece, payload: &[u8]) -> u64 {
+    let mut header = Xxh3::new();
+    header.update(&(piece.request_id.len() as u64).to_le_bytes());
+    header.update(piece.request_id.as_bytes());
+    header.update(&(piece.capability.len() as u64).to_le_bytes());
+    header.update(&piece.capability);
+    let words = [piece.epoch, piece.layer, piece.head_start, piece.head_end, piece.token_start, piece.token_end];
+    words.iter().for_each(|word| header.update(&word.to_le_bytes()));
+    header.update(&piece.piece.to_le_bytes());
+    header.update(&piece.payload_len.to_le_bytes());
+    xxh3_64_with_seed(payload, header.digest())
+}
+
+#[cfg(test)]
+mod tests {
+    use kv::KvDtype;
+
+    use super::*;
+
+    fn layout(head_dim: u32) -> KvLayout {
+        KvLayout { layers: 1, kv_heads: 4, head_dim, dtype: KvDtype::F32, block_size: 16, blocks: 4 }
+    }
+
+    #[test]
+    fn large_spans_are_cut_evenly_and_completely() {
+        // 1 MiB per token and 4 heads.
+        let layout = layout(32 << 10);
+        for (tokens, expected) in
+            [(0..1, vec![0..1]), (0..4, vec![0..4]), (3..8, vec![3..6, 6..8]), (0..9, vec![0..3, 3..6, 6..9])]
+        {
+            let span = KvSpan { layer: 0, heads: 0..4, tokens: tokens.clone() };
+            let cuts: Vec<_> = cut(span, &layout).map(|piece| piece.tokens).collect();
+            assert_eq!(cuts, expected, "{tokens:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_cut() {
+        let span = KvSpan { layer: 0, heads: 0..4, tokens: 5..7 };
+        let cuts: Vec<_> = cut(span, &layout(1 << 20)).map(|piece| piece.tokens).collect();
+        assert_eq!(cuts, [5..6, 6..7]);
+    }
+
+    #[test]
+    fn every_field_changes_the_checksum() {
+        let key = RequestKey { request: "r".into(), epoch: 1 };
+        let span = KvSpan { layer: 2, heads: 3..4, tokens: 5..6 };
+        let piece = header(7, &key, &[8; 16], &span, b"payload");
+        let changed = [
+            Piece { request_id: "s".into(), ..piece.clone() },
+            Piece { epoch: 0, ..piece.clone() },
+            Piece { capability: vec![9; 16].into(), ..piece.clone() },
+            Piece { piece: 6, ..piece.clone() },
+            Piece { layer: 3, ..piece.clone() },
+            Piece { head_start: 2, ..piece.clone() },
+            Piece { head_end: 5, ..piece.clone() },
+            Piece { token_start: 4, ..piece.clone() },
+            Piece { token_end: 7, ..piece.clone() },
+            Piece { payload_len: 8, ..piece.clone() },
+        ];
+        for changed in changed {
+            assert_ne!(checksum(&changed, b"payload"), piece.checksum, "{changed:?}");
+        }
+        assert_ne!(checksum(&piece, b"Payload"), piece.checksum);
+    }
+}

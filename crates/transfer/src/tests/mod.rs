@@ -1,0 +1,10 @@
+//! Whole hand-overs over every transport, between stores that are plain vectors.
+//!
+//! `harness` builds a pair, `raw` speaks the wire by hand; the rest are cases.
+
+mod faults;
+mod forged;
+mod harness;
+mod matrix;
+mod raw;
+mod speed;

@@ -1,0 +1,135 @@
+//! A gRPC byte stream on the worker's own port: slower than TCP, but it passes wherever the control plane does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use proto::kv::kv_frame::Body;
+use proto::kv::kv_transfer_client::KvTransferClient;
+use proto::kv::kv_transfer_server::{KvTransfer, KvTransferServer};
+use proto::kv::{KvFrame, KvHello, KvReply, Piece};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{FrameSink, FrameSource, Link};
+use crate::receiver::Registry;
+use crate::serve::{REPLIES_MAX, serve};
+use crate::{TransportKind, piece};
+
+/// HTTP/2 window of a stream and of the connection: with the 64 KiB of the standard a hand-over waits at every turn.
+pub const GRPC_WINDOW_BYTES: u32 = 64 << 20;
+/// HTTP/2 frame size; larger ones were not faster.
+pub const GRPC_FRAME_BYTES: u32 = 1 << 20;
+
+/// A message is buffered whole before we see its header, so only what our own senders cut is read.
+const MESSAGE_BYTES_MAX: usize = 2 * piece::PIECE_BYTES;
+/// Frames waiting for the connection.
+const FRAMES_MAX: usize = 2;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connects to a receiver whose service is mounted at `address`.
+pub(crate) async fn connect(address: &str) -> Result<Link, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(GRPC_WINDOW_BYTES)
+        .initial_connection_window_size(GRPC_WINDOW_BYTES);
+    let (sender, frames) = mpsc::channel(FRAMES_MAX);
+    let pushing = async {
+        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let mut client = KvTransferClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        client.push(ReceiverStream::new(frames)).await.map_err(|status| describe(&status))
+    };
+    let response = timeout(CONNECT_TIMEOUT, pushing).await;
+    let response = response.map_err(|_| format!("no answer in {} ms", CONNECT_TIMEOUT.as_millis()))??;
+    let replies = response.into_inner().map(|reply| reply.map_err(|status| describe(&status))).boxed();
+    Ok(Link { sink: Box::new(Sink { frames: sender }), replies, offer: None })
+}
+
+/// An error with its causes: tonic's own text stops at "transport error".
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+struct Sink {
+    frames: mpsc::Sender<KvFrame>,
+}
+
+impl FrameSink for Sink {
+    fn send<'a>(&'a mut self, frame: Body, payload: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), String>> {
+        let payload = Bytes::from(std::mem::take(payload));
+        let sent = self.frames.send(KvFrame { body: Some(frame), payload });
+        sent.map(|sent| sent.map_err(|_| "the stream has ended".to_owned())).boxed()
+    }
+}
+
+/// The gRPC door, mounted on the worker's own server.
+pub struct GrpcDoor {
+    registry: Arc<Registry>,
+}
+
+/// The service to mount.
+pub(crate) fn service(registry: Arc<Registry>) -> KvTransferServer<GrpcDoor> {
+    KvTransferServer::new(GrpcDoor { registry }).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[tonic::async_trait]
+impl KvTransfer for GrpcDoor {
+    type PushStream = BoxStream<'static, Result<KvReply, Status>>;
+
+    async fn push(&self, request: Request<Streaming<KvFrame>>) -> Result<Response<Self::PushStream>, Status> {
+        let address = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let source = Source { frames: request.into_inner(), payload: Bytes::new() };
+        let (sender, replies) = mpsc::channel(REPLIES_MAX);
+        let serving = serve(self.registry.clone(), Box::new(source), sender, address);
+        tokio::spawn(serving);
+        Ok(Response::new(ReceiverStream::new(replies).map(Ok).boxed()))
+    }
+}
+
+struct Source {
+    frames: Streaming<KvFrame>,
+    /// Of the last frame.
+    payload: Bytes,
+}
+
+impl FrameSource for Source {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Grpc
+    }
+
+    fn share(&mut self, hello: &KvHello) -> Result<(), String> {
+        super::shm::not_shared(hello)
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
+        async {
+            match self.frames.message().await.map_err(|status| describe(&status))? {
+                Some(KvFrame { body: Some(body), payload }) => {
+                    self.payload = payload;
+                    Ok(Some(body))
+                }
+                Some(_) => Err("a frame of a kind that we do not know".to_owned()),
+                None => Ok(None),
+            }
+        }
+        .boxed()
+    }
+
+    fn payload<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>> {
+        futures::future::ready(Ok(&self.payload[..])).boxed()
+    }
+
+    fn skip<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<(), String>> {
+        self.payload = Bytes::new();
+        futures::future::ready(Ok(())).boxed()
+    }
+}

@@ -1,0 +1,254 @@
+//! Our own framing over TCP (see `proto/kv.proto`), and the door that serves shared memory as well.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Buf;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use prost::Message;
+use proto::kv::kv_frame::Body;
+use proto::kv::{KvFrame, KvHello, KvReply, Piece};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{FrameSink, FrameSource, Link, shm};
+use crate::receiver::Registry;
+use crate::serve::{REPLIES_MAX, serve};
+use crate::{TransferError, TransportKind, piece};
+
+/// Longest message; payloads are not part of it.
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// Connections to one receiver; what comes above is closed at once.
+const CONNECTIONS_MAX: usize = 256;
+/// For a connection to be made, and for the last replies to a connection that we end.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connects to a receiver.
+pub(crate) async fn connect(address: &str) -> Result<Link, String> {
+    let (reader, writer) = dial(address).await?;
+    Ok(Link { sink: Box::new(Sink::new(writer)), replies: replies(reader), offer: None })
+}
+
+/// Both halves of a new connection to a receiver.
+pub(crate) async fn dial(address: &str) -> Result<(OwnedReadHalf, OwnedWriteHalf), String> {
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| format!("no answer in {} ms", CONNECT_TIMEOUT.as_millis()))?;
+    let stream = stream.map_err(|error| error.to_string())?;
+    tune(&stream);
+    Ok(stream.into_split())
+}
+
+/// Sends at once, and notices within half a minute that an idle peer's machine is gone.
+fn tune(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let tuned = sockopt::set_tcp_nodelay(stream, true)
+        .and_then(|()| sockopt::set_socket_keepalive(stream, true))
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(10)))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5)))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "tcp options not set");
+    }
+}
+
+/// Writes frames, payload behind its header without copying it.
+pub(crate) struct Sink {
+    writer: OwnedWriteHalf,
+    head: Vec<u8>,
+}
+
+impl Sink {
+    pub(crate) fn new(writer: OwnedWriteHalf) -> Self {
+        Self { writer, head: Vec::new() }
+    }
+}
+
+impl FrameSink for Sink {
+    fn send<'a>(&'a mut self, frame: Body, payload: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            self.head.clear();
+            encode(&KvFrame { body: Some(frame), payload: Default::default() }, &mut self.head);
+            let mut bytes = Buf::chain(self.head.as_slice(), payload.as_slice());
+            self.writer.write_all_buf(&mut bytes).await.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+}
+
+/// Appends length and message.
+fn encode(message: &impl Message, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(message.encoded_len() as u32).to_le_bytes());
+    out.extend_from_slice(&message.encode_to_vec());
+}
+
+/// Reads one message; None at a clean end.
+async fn decode<M: Message + Default>(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> Result<Option<M>, String> {
+    let mut length = [0; 4];
+    match reader.read_exact(&mut length).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MESSAGE_BYTES_MAX {
+        return Err(format!("a message of {length} bytes, at most {MESSAGE_BYTES_MAX} are read"));
+    }
+    buffer.resize(length, 0);
+    reader.read_exact(buffer).await.map_err(|error| error.to_string())?;
+    M::decode(&buffer[..]).map(Some).map_err(|error| error.to_string())
+}
+
+/// The replies that come back on a connection, until it ends.
+pub(crate) fn replies(reader: OwnedReadHalf) -> BoxStream<'static, Result<KvReply, String>> {
+    let state = (BufReader::new(reader), Vec::new());
+    futures::stream::unfold(state, |(mut reader, mut buffer)| async move {
+        let reply = decode::<KvReply>(&mut reader, &mut buffer).await.transpose()?;
+        Some((reply, (reader, buffer)))
+    })
+    .boxed()
+}
+
+/// Binds the door and serves its connections until `stop`; returns the port.
+pub(crate) async fn listen(
+    registry: &Arc<Registry>,
+    bind: SocketAddr,
+    stop: CancellationToken,
+) -> Result<u16, TransferError> {
+    let failed = |error: std::io::Error| TransferError::Listen { address: bind.to_string(), reason: error.to_string() };
+    let listener = TcpListener::bind(bind).await.map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    let registry = registry.clone();
+    tokio::spawn(async move { stop.run_until_cancelled(accept(registry, listener, stop.clone())).await });
+    Ok(port)
+}
+
+async fn accept(registry: Arc<Registry>, listener: TcpListener, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly: wait for some to come back.
+                tracing::warn!(%error, "kv connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::warn!(%peer, limit = CONNECTIONS_MAX, "kv connection closed: too many");
+            continue;
+        };
+        let (registry, stop) = (registry.clone(), stop.clone());
+        tokio::spawn(async move {
+            stop.run_until_cancelled(serve_stream(registry, stream, peer)).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve_stream(registry: Arc<Registry>, stream: TcpStream, peer: SocketAddr) {
+    tune(&stream);
+    let (reader, writer) = stream.into_split();
+    let (sender, receiver) = mpsc::channel(REPLIES_MAX);
+    let source = Source { reader: BufReader::new(reader), message: Vec::new(), payload: Vec::new(), shared: None };
+    let served = CancellationToken::new();
+    let writing = write_replies(writer, receiver, served.clone());
+    tokio::pin!(writing);
+    tokio::select! {
+        () = serve(registry, Box::new(source), sender, peer.to_string()) => {}
+        () = &mut writing => return,
+    }
+    // The last replies still go out, a refusal for instance.
+    served.cancel();
+    let _ = timeout(CONNECT_TIMEOUT, writing).await;
+}
+
+/// Carries replies until the connection breaks, or until `served`, when it sends what is waiting and ends.
+async fn write_replies(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<KvReply>, served: CancellationToken) {
+    let (mut batch, mut bytes) = (Vec::new(), Vec::new());
+    loop {
+        tokio::select! {
+            biased;
+            count = replies.recv_many(&mut batch, REPLIES_MAX) => if count == 0 { return },
+            () = served.cancelled() => replies.close(),
+        }
+        bytes.clear();
+        batch.drain(..).for_each(|reply| encode(&reply, &mut bytes));
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads frames, and payloads from the stream or from the file that the peer shares.
+struct Source {
+    reader: BufReader<OwnedReadHalf>,
+    message: Vec<u8>,
+    /// The last payload; grows to the largest piece admitted.
+    payload: Vec<u8>,
+    shared: Option<shm::Shared>,
+}
+
+impl FrameSource for Source {
+    fn kind(&self) -> TransportKind {
+        if self.shared.is_some() { TransportKind::Shm } else { TransportKind::Tcp }
+    }
+
+    fn share(&mut self, hello: &KvHello) -> Result<(), String> {
+        if !hello.shm_path.is_empty() {
+            self.shared = Some(shm::Shared::open(hello)?);
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
+        async {
+            match decode::<KvFrame>(&mut self.reader, &mut self.message).await? {
+                Some(KvFrame { body: Some(body), .. }) => Ok(Some(body)),
+                Some(_) => Err("a frame of a kind that we do not know".to_owned()),
+                None => Ok(None),
+            }
+        }
+        .boxed()
+    }
+
+    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>> {
+        async move {
+            self.payload.resize(piece.payload_len as usize, 0);
+            match (piece.shm_offset, &self.shared) {
+                (None, _) => {
+                    self.reader.read_exact(&mut self.payload).await.map_err(|error| error.to_string())?;
+                }
+                (Some(offset), Some(shared)) => shared.read(offset, &mut self.payload)?,
+                (Some(_), None) => return Err("a piece in a file that was never offered".to_owned()),
+            }
+            Ok(&self.payload[..])
+        }
+        .boxed()
+    }
+
+    fn skip<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            if piece.shm_offset.is_some() {
+                return Ok(());
+            }
+            if piece.payload_len > piece::PAYLOAD_BYTES_MAX {
+                return Err(format!("a payload of {} bytes, at most {}", piece.payload_len, piece::PAYLOAD_BYTES_MAX));
+            }
+            let mut payload = (&mut self.reader).take(piece.payload_len);
+            let skipped = tokio::io::copy_buf(&mut payload, &mut tokio::io::sink()).await;
+            skipped.map(drop).map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
+}
