@@ -16,7 +16,8 @@ pub(crate) const PIECE_BYTES: usize = 4 << 20;
 /// Cuts a span into spans of at most [`PIECE_BYTES`] (one token at least), all of about one size.
 pub(crate) fn cut(span: KvSpan, layout: &KvLayout) -> impl Iterator<Item = KvSpan> {
     let tokens = span.tokens.end - span.tokens.start;
-    let pieces = span.payload_bytes(layout).div_ceil(PIECE_BYTES).clamp(1, tokens.max(1) as usize) as u32;
+    let most = (PIECE_BYTES / layout.token_bytes(span.heads.end - span.heads.start).max(1)).max(1);
+    let pieces = tokens.div_ceil(most.min(u32::MAX as usize) as u32).max(1);
     let step = tokens.div_ceil(pieces).max(1);
     span.tokens.clone().step_by(step as usize).map(move |start| {
         let end = span.tokens.end.min(start.saturating_add(step));
