@@ -68,6 +68,6 @@ bounds! {
     documents = 256,
     /// Characters of cache_salt.
     cache_salt_chars = 128,
-    /// Characters of request_id, model and user.
+    /// Characters of model, request_id and a message's role.
     name_chars = 256,
 }

@@ -152,11 +152,11 @@ impl ApiError {
 }
 
 /// A client's value as an error may show it: its kind, and a few characters at most.
-pub struct Shown<'a>(pub &'a Value);
+pub(crate) struct Shown<'a>(pub(crate) &'a Value);
 
 impl Shown<'_> {
     /// The first characters of a text.
-    pub fn text(text: &str) -> String {
+    pub(crate) fn text(text: &str) -> String {
         const CHARS: usize = 48;
         let mut shown: String = text.chars().take(CHARS).collect();
         if shown.len() < text.len() {

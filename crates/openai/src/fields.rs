@@ -140,7 +140,7 @@ pub static FIELDS: &[Field] = &[
     field("request_id", BOTH, Kind::Structured, "becomes part of id; default random"),
     field("cache_salt", BOTH, Kind::Structured, "prompts share cached KV only under an equal salt"),
     // Accepted without effect.
-    field("user", BOTH, NAME, "ignored"),
+    field("user", BOTH, Kind::Accepted, "ignored"),
     field("spaces_between_special_tokens", BOTH, Kind::Accepted, "no effect with fast tokenizers"),
     field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
     field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored"),

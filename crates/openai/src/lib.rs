@@ -20,10 +20,13 @@ mod stream;
 pub use bounds::{Bound, Bounds};
 pub use chat::{ChatMessage, ChatRequest, ValidChat};
 pub use completion::{CompletionRequest, Prompt, ValidCompletion};
-pub use error::{ApiError, ErrorKind, Shown};
+pub use error::{ApiError, ErrorKind};
 pub use fields::{Endpoint, FIELDS, Field, Kind};
 pub use generation::{Generation, ModelFacts, StreamOptions};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
 pub use models::{ModelCard, ModelList};
 pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
 pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! What the whole room promises: requests in, answers out.
+
+mod mutants;
+mod numbers;
+mod requests;
+mod shapes;
+
+use crate::{ApiError, Bounds, ChatRequest, CompletionRequest, Endpoint, ModelFacts, ValidChat, ValidCompletion};
+
+const FACTS: ModelFacts = ModelFacts { vocab_size: 1000, max_model_len: 4096 };
+
+fn completion(body: &str) -> Result<ValidCompletion, ApiError> {
+    CompletionRequest::parse(body.as_bytes(), &Bounds::default())?.validate(&Bounds::default())
+}
+
+fn chat(body: &str) -> Result<ValidChat, ApiError> {
+    ChatRequest::parse(body.as_bytes(), &Bounds::default())?.validate(&Bounds::default())
+}
+
+/// A minimal body with one more field, given as JSON text.
+fn with(endpoint: Endpoint, field: &str, json: &str) -> String {
+    match endpoint {
+        Endpoint::Completions if field == "prompt" => format!(r#"{{"prompt": {json}}}"#),
+        Endpoint::Completions => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
+        Endpoint::Chat if field == "messages" => format!(r#"{{"messages": {json}}}"#),
+        Endpoint::Chat => format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], "{field}": {json}}}"#),
+    }
+}
+
+/// Everything that validation decided, in comparable form.
+fn decided(endpoint: Endpoint, body: &str) -> Result<String, ApiError> {
+    match endpoint {
+        Endpoint::Completions => completion(body).map(|valid| format!("{valid:?}")),
+        Endpoint::Chat => chat(body).map(|valid| format!("{valid:?}")),
+    }
+}
+
+/// Validates, and resolves the sampling of a short prompt.
+fn resolved(endpoint: Endpoint, body: &str) -> Result<types::SamplingParams, ApiError> {
+    let (generation, prompt) = match endpoint {
+        Endpoint::Completions => completion(body).map(|valid| (valid.generation, valid.prompts.into_iter().next()))?,
+        Endpoint::Chat => chat(body).map(|valid| (valid.generation, None))?,
+    };
+    prompt.map_or(Ok(()), |prompt| prompt.check_vocabulary(&FACTS))?;
+    generation.sampling(10, &FACTS, 7)
+}

@@ -1,0 +1,374 @@
+//! Bodies and what becomes of them.
+
+use serde_json::json;
+
+use super::{FACTS, chat, completion, decided, resolved, with};
+use crate::{ApiError, Bounds, Endpoint, Prompt, StreamOptions};
+use Endpoint::{Chat, Completions};
+
+/// A field's value, and either `""` (accepted) or `param: part of the message`.
+const VALUES: &[(Endpoint, &str, &str, &str)] = &[
+    // prompt
+    (Completions, "prompt", r#""hello""#, ""),
+    (Completions, "prompt", r#"["a", "b"]"#, ""),
+    (Completions, "prompt", "[1, 2]", ""),
+    (Completions, "prompt", "[[1], [2, 3]]", ""),
+    (Completions, "prompt", r#"["a", [1]]"#, ""),
+    (Completions, "prompt", "null", "prompt: is required"),
+    (Completions, "prompt", r#""""#, "prompt: must not be empty"),
+    (Completions, "prompt", "[]", "prompt: must not be empty"),
+    (Completions, "prompt", r#"["a", ""]"#, "prompt[1]: prompt[1] must not be empty"),
+    (Completions, "prompt", "[[]]", "prompt[0]: must not be empty"),
+    (Completions, "prompt", r#"["a", 1]"#, "prompt[1]: must be a string or a list of token ids, got 1"),
+    (Completions, "prompt", r#"[1, "a"]"#, "prompt: must be a whole number, got the string \"a\""),
+    (Completions, "prompt", "[4294967296]", "prompt: from 0 to 4294967295, got 4294967296"),
+    (Completions, "prompt", "{}", "prompt: got an object of 0"),
+    // messages
+    (Chat, "messages", r#"[{"role": "user", "content": [{"type": "text", "text": "a"}]}]"#, ""),
+    (Chat, "messages", r#"[{"role": "assistant", "content": null}]"#, ""),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}]"#,
+        "",
+    ),
+    (Chat, "messages", "null", "messages: is required"),
+    (Chat, "messages", "[]", "messages: must not be empty"),
+    (Chat, "messages", r#""hi""#, "messages: must be a list, got the string \"hi\""),
+    (Chat, "messages", "[1]", "messages[0]: must be an object, got 1"),
+    (Chat, "messages", r#"[{"content": "x"}]"#, "messages[0].role: must be a string, got null"),
+    (Chat, "messages", r#"[{"role": "user"}]"#, "messages[0].content: is required for the role user"),
+    (Chat, "messages", r#"[{"role": "user", "content": 1}]"#, "messages[0].content: got 1"),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#,
+        "messages[0].content[0].type: content of type \"image_url\" is not supported yet",
+    ),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "user", "content": [{"type": "text"}]}]"#,
+        "messages[0].content[0].text: must be a string",
+    ),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "user", "content": ["x"]}]"#,
+        "messages[0].content[0]: must be an object with a type",
+    ),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]"#,
+        "messages[0].tool_calls[0].function.arguments: not valid JSON",
+    ),
+    (Chat, "messages", r#"[{"role": "assistant", "tool_calls": 1}]"#, "messages[0].tool_calls: must be a list"),
+    // stop
+    (Chat, "stop", r#""x""#, ""),
+    (Chat, "stop", r#"["a", "b", "c", "d"]"#, ""),
+    (Chat, "stop", "[]", ""),
+    (Chat, "stop", r#"["a", "b", "c", "d", "e"]"#, "stop: has 5 entries, more than the 4 allowed"),
+    (Chat, "stop", r#""""#, "stop: empty string"),
+    (Chat, "stop", "1", "stop: must be a string or a list of strings, got 1"),
+    (Completions, "stop_token_ids", "[1, 2]", ""),
+    (Completions, "stop_token_ids", r#"["1"]"#, "stop_token_ids: must be a whole number"),
+    // sampling
+    (Chat, "temperature", "2.1", "temperature: must be at least 0 and at most 2, got 2.1"),
+    (Chat, "temperature", r#""hot""#, "temperature: must be a number, got the string \"hot\""),
+    (Chat, "top_p", "0", "top_p: must be greater than 0 and at most 1, got 0"),
+    (Chat, "top_k", "-1", ""),
+    (Chat, "top_k", "0", ""),
+    (Chat, "top_k", "-2", "top_k: from -1 to 4294967295, got -2"),
+    (Chat, "n", "9", "n: must be a whole number from 1 to 8, got 9"),
+    (Chat, "n", "1.5", "n: must be a whole number from 1 to 8, got 1.5"),
+    (Chat, "n", "2.0", ""),
+    (Chat, "best_of", "1", ""),
+    (Chat, "best_of", "2", "best_of: best_of greater than n is not supported yet"),
+    (Chat, "logit_bias", r#"{"5": 1, "6": -200}"#, ""),
+    (
+        Chat,
+        "logit_bias",
+        r#"{"5": 1, "1000": 1}"#,
+        "logit_bias: token id 1000 is outside the vocabulary of 1000 tokens",
+    ),
+    (Chat, "logit_bias", r#"{"hello": 1}"#, "logit_bias: keys must be token ids written as strings, got \"hello\""),
+    (Chat, "logit_bias", r#"{"5": "1"}"#, "logit_bias: logit_bias[\"5\"] must be a number"),
+    (Chat, "logit_bias", "[1]", "logit_bias: must be an object"),
+    (Chat, "seed", "-1", ""),
+    (Chat, "seed", "9223372036854775808", "seed: got 9223372036854775808"),
+    // length
+    (Completions, "max_tokens", "0", "max_tokens: at least 1 without echo"),
+    (Chat, "max_tokens", "0", "max_tokens: from 1"),
+    (Chat, "max_tokens", "4086", ""),
+    (
+        Chat,
+        "max_tokens",
+        "4087",
+        ": maximum context length is 4096 tokens. However, you requested 4097 tokens (10 in the prompt, 4087 in the completion)",
+    ),
+    (Completions, "min_tokens", "17", "min_tokens: at most max_tokens, got min_tokens 17 with 16"),
+    // streaming
+    (Chat, "stream", r#""yes""#, "stream: must be true or false, got the string \"yes\""),
+    (Chat, "stream_options", r#"{"include_usage": true}"#, "stream_options: needs stream to be true"),
+    (Chat, "stream_options", "[]", "stream_options: must be an object"),
+    // logprobs
+    (Completions, "logprobs", "0", ""),
+    (Completions, "logprobs", "20", ""),
+    (Completions, "logprobs", "21", "logprobs: from 0 to 20, got 21"),
+    (Completions, "logprobs", "true", "logprobs: must be a whole number"),
+    (Chat, "logprobs", "true", ""),
+    (Chat, "logprobs", "5", "logprobs: must be true or false"),
+    (Chat, "top_logprobs", "0", ""),
+    (Chat, "top_logprobs", "5", "top_logprobs: needs logprobs to be true"),
+    // names
+    (Chat, "cache_salt", r#""tenant-1""#, ""),
+    (Chat, "cache_salt", r#""a@b""#, "cache_salt: must not contain"),
+    (Chat, "cache_salt", r#""""#, "cache_salt: must not be empty"),
+    (Chat, "request_id", r#""abc-1""#, ""),
+    (Chat, "request_id", r#""a b""#, "request_id: printable ASCII"),
+    // template
+    (Chat, "chat_template_kwargs", r#"{"enable_thinking": false}"#, ""),
+    (Chat, "chat_template_kwargs", r#"{"messages": []}"#, "chat_template_kwargs: the template's own variable messages"),
+    (Chat, "chat_template_kwargs", "1", "chat_template_kwargs: must be an object"),
+    (Chat, "documents", r#"[{"title": "t", "text": "x"}]"#, ""),
+    (Chat, "continue_final_message", "true", ""),
+    // tools
+    (Chat, "tool_choice", r#""none""#, ""),
+    (Chat, "tool_choice", r#""auto""#, ""),
+    (Chat, "tool_choice", r#""required""#, "tool_choice: needs tools"),
+    (Chat, "tool_choice", r#"{"type": "function"}"#, "tool_choice: needs tools"),
+    (Chat, "tools", "[]", "tools: must not be empty"),
+    (Chat, "tools", r#"[{"type": "function"}]"#, "tools: not supported yet"),
+    // refused until built, unless they ask for nothing
+    (Completions, "use_beam_search", "false", ""),
+    (Completions, "use_beam_search", "true", "use_beam_search: beam search is not supported yet"),
+    (Completions, "length_penalty", "1.0", ""),
+    (Completions, "length_penalty", "2", "length_penalty: not supported yet"),
+    (Completions, "suffix", r#""x""#, "suffix: not supported yet"),
+    (Completions, "prompt_logprobs", "1", "prompt_logprobs: not supported yet"),
+    (Chat, "response_format", r#"{"type": "text"}"#, ""),
+    (Chat, "response_format", r#"{"type": "json_object"}"#, "response_format: structured output is not supported yet"),
+    (Chat, "guided_json", "{}", "guided_json: structured output is not supported yet"),
+    (Chat, "guided_regex", r#""a+""#, "guided_regex: not supported yet"),
+    (Chat, "structured_outputs", r#"{"regex": "a"}"#, "structured_outputs: not supported yet"),
+    (Chat, "bad_words", "[]", ""),
+    (Chat, "priority", "0", ""),
+    (Chat, "priority", "1", "priority: not supported yet"),
+    (Chat, "chat_template", r#""{{ x }}""#, "chat_template: not supported yet"),
+    (Chat, "echo", "false", ""),
+    (Chat, "echo", "true", "echo: not supported yet"),
+    // accepted and without effect
+    (Chat, "user", r#""me""#, ""),
+    (Chat, "metadata", r#"{"a": 1}"#, ""),
+    (Chat, "never_heard_of", "[[1]]", ""),
+];
+
+#[test]
+fn one_field_at_a_time() {
+    for (endpoint, field, json, expected) in VALUES {
+        check(*endpoint, &with(*endpoint, field, json), expected);
+    }
+}
+
+fn check(endpoint: Endpoint, body: &str, expected: &str) {
+    match (resolved(endpoint, body), expected.split_once(": ")) {
+        (Ok(_), None) => {}
+        (Err(error), Some((param, part))) => {
+            assert_eq!(error.param.as_deref().unwrap_or_default(), param, "{body}: {error}");
+            assert!(error.message.contains(part), "{body}: {error}");
+            assert_eq!(error.status(), 400, "{body}: {error}");
+        }
+        (found, _) => panic!("{body}: {found:?}, expected {expected:?}"),
+    }
+}
+
+#[test]
+fn fields_together() {
+    let chat = |fields: &str| format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], {fields}}}"#);
+    let completion = |fields: &str| format!(r#"{{"prompt": "x", {fields}}}"#);
+    check(Chat, &chat(r#""n": 2, "temperature": 0"#), "n: must be 1 with greedy sampling (temperature 0), got 2");
+    check(Chat, &chat(r#""n": 2, "best_of": 2"#), "");
+    check(Chat, &chat(r#""n": 2, "best_of": 1"#), "best_of: at least n, got best_of 1 with n 2");
+    check(Chat, &chat(r#""logprobs": true, "top_logprobs": 20"#), "");
+    check(
+        Chat,
+        &chat(r#""stream": true, "stream_options": {"include_usage": 1}"#),
+        "stream_options.include_usage: true or false, got 1",
+    );
+    check(
+        Chat,
+        &chat(r#""continue_final_message": true, "add_generation_prompt": true"#),
+        "continue_final_message: cannot both be true",
+    );
+    check(Chat, &chat(r#""tools": [{"type": "function"}], "tool_choice": "none""#), "");
+    check(Chat, &chat(r#""tools": [{"type": "function"}], "tool_choice": "auto""#), "tools: not supported yet");
+    check(
+        Completions,
+        &completion(r#""echo": true, "logprobs": 1"#),
+        "echo: echo together with logprobs is not supported yet",
+    );
+    check(Completions, &completion(r#""echo": true, "max_tokens": 0"#), "");
+    check(Completions, &completion(r#""max_tokens": 5, "min_tokens": 6"#), "min_tokens: at most max_tokens");
+}
+
+#[test]
+fn bounds_on_counts_and_sizes() {
+    let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+    let user = r#"{"role":"user","content":"x"}"#;
+    check(Chat, &with(Chat, "messages", &list(user, 1024)), "");
+    check(Chat, &with(Chat, "messages", &list(user, 1025)), "messages: has 1025 entries, more than the 1024 allowed");
+    check(Completions, &with(Completions, "prompt", &list("\"x\"", 1024)), "");
+    check(Completions, &with(Completions, "prompt", &list("\"x\"", 1025)), "prompt: has 1025 prompts");
+    let many = format!(r#"{{"prompt": {}, "n": 8}}"#, list("\"x\"", 129));
+    check(Completions, &many, "prompt: has 1032 sequences (prompts x n), more than the 1024 allowed");
+    check(Chat, &with(Chat, "stop", &format!("{:?}", "s".repeat(256))), "");
+    check(
+        Chat,
+        &with(Chat, "stop", &format!("{:?}", "s".repeat(257))),
+        "stop: has 257 bytes in one string, more than the 256 allowed",
+    );
+    check(Chat, &with(Chat, "stop_token_ids", &list("1", 257)), "stop_token_ids: more than the 256 allowed");
+    let bias: serde_json::Map<_, _> = (0..1025).map(|id| (id.to_string(), json!(0))).collect();
+    check(
+        Chat,
+        &with(Chat, "logit_bias", &json!(bias).to_string()),
+        "logit_bias: has 1025 entries, more than the 1024 allowed",
+    );
+    check(
+        Chat,
+        &with(Chat, "cache_salt", &format!("{:?}", "s".repeat(129))),
+        "cache_salt: has 129 characters, more than the 128",
+    );
+    check(
+        Chat,
+        &with(Chat, "model", &format!("{:?}", "s".repeat(257))),
+        "model: has 257 characters, more than the 256",
+    );
+    check(
+        Chat,
+        &with(Chat, "chat_template_kwargs", &json!({ "x": "y".repeat(65_536) }).to_string()),
+        "chat_template_kwargs: bytes",
+    );
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    check(Chat, &with(Chat, "metadata", &deep), ": nested 100001 deep, more than the 64 allowed");
+    let error = chat(&format!("{{\"x\": \"{}\"}}", "y".repeat(4 << 20))).unwrap_err();
+    assert_eq!((error.status(), error.param), (413, None));
+}
+
+#[test]
+fn every_bound_is_in_the_table() {
+    let names: Vec<_> = Bounds::TABLE.iter().map(|bound| bound.name).collect();
+    assert_eq!(names.len(), format!("{:?}", Bounds::default()).matches(": ").count());
+    assert!(
+        Bounds::TABLE.iter().all(|bound| bound.default > 0 && bound.doc.ends_with('.') && !bound.doc.starts_with(' '))
+    );
+}
+
+#[test]
+fn values_reach_the_sampler() {
+    let body = r#"{"prompt": "x", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 3, "presence_penalty": 1,
+        "frequency_penalty": -1, "repetition_penalty": 1.1, "logit_bias": {"5": 1, "6": -200}, "stop_token_ids": [9], "ignore_eos": true,
+        "min_tokens": 2, "max_tokens": 50, "logprobs": 4}"#;
+    let expected = types::SamplingParams {
+        temperature: 0.5,
+        top_p: 0.9,
+        top_k: 40,
+        min_p: 0.1,
+        seed: 3,
+        presence_penalty: 1.0,
+        frequency_penalty: -1.0,
+        repetition_penalty: 1.1,
+        logit_bias: vec![(5, 1.0), (6, -100.0)],
+        stop_token_ids: vec![9],
+        ignore_eos: true,
+        min_tokens: 2,
+        max_tokens: 50,
+        logprobs: Some(4),
+    };
+    assert_eq!(resolved(Completions, body), Ok(expected));
+}
+
+#[test]
+fn defaults() {
+    let sampling = resolved(Completions, r#"{"prompt": "x"}"#).unwrap();
+    assert_eq!((sampling.max_tokens, sampling.temperature, sampling.seed, sampling.logprobs), (16, 1.0, 7, None));
+    let valid = chat(r#"{"messages": [{"role": "user", "content": "x"}]}"#).unwrap();
+    assert_eq!(
+        (valid.add_generation_prompt, valid.continue_final_message, valid.add_special_tokens),
+        (true, false, false)
+    );
+    let generation = &valid.generation;
+    assert_eq!(
+        (generation.n, generation.stream, generation.max_tokens, generation.skip_special_tokens),
+        (1, None, None, true)
+    );
+    assert_eq!(generation.sampling(96, &FACTS, 1).unwrap().max_tokens, 4000);
+    let full = generation.sampling(4096, &FACTS, 1).unwrap_err();
+    assert!(full.message.contains("you requested 4096 tokens (4096 in the prompt, 0 in the completion)"), "{full}");
+    assert!(generation.sampling(1_000_000, &FACTS, 1).is_err());
+    let open = chat(&with(Chat, "continue_final_message", "true")).unwrap();
+    assert!(!open.add_generation_prompt);
+}
+
+#[test]
+fn small_rules_of_sampling() {
+    let sampling = |field: &str, json: &str| resolved(Chat, &with(Chat, field, json)).unwrap();
+    assert_eq!(sampling("temperature", "0").temperature, 0.0);
+    assert_eq!(sampling("temperature", "0.001").temperature, 0.01);
+    assert_eq!(sampling("top_k", "-1").top_k, 0);
+    assert_eq!(sampling("seed", "-1").seed, 7);
+    assert_eq!(sampling("seed", "-2").seed, -2i64 as u64);
+    assert_eq!(sampling("max_completion_tokens", "5").max_tokens, 5);
+    let both = r#"{"messages": [{"role": "user", "content": "x"}], "max_tokens": 9, "max_completion_tokens": 5}"#;
+    assert_eq!(resolved(Chat, both).unwrap().max_tokens, 5);
+    assert_eq!(resolved(Chat, &with(Chat, "logprobs", "true")).unwrap().logprobs, Some(0));
+}
+
+#[test]
+fn streams() {
+    let stream = |fields: &str| completion(&format!(r#"{{"prompt": "x", {fields}}}"#)).unwrap().generation.stream;
+    assert_eq!(stream(r#""stream": false"#), None);
+    assert_eq!(stream(r#""stream": true"#), Some(StreamOptions::default()));
+    let both = StreamOptions { include_usage: true, continuous_usage_stats: true };
+    assert_eq!(
+        stream(r#""stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true}"#),
+        Some(both)
+    );
+    assert_eq!(stream(r#""stream": true, "stream_options": {}"#), Some(StreamOptions::default()));
+}
+
+#[test]
+fn prompts_and_messages_as_the_scheduler_gets_them() {
+    let prompts = |json: &str| completion(&with(Completions, "prompt", json)).unwrap().prompts;
+    assert_eq!(prompts("\"a\""), [Prompt::Text("a".into())]);
+    assert_eq!(prompts("[1, 2]"), [Prompt::Tokens(vec![1, 2])]);
+    assert_eq!(prompts("[\"a\", [3]]"), [Prompt::Text("a".into()), Prompt::Tokens(vec![3])]);
+    let body = r#"[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "N", "x": null},
+        {"role": "assistant", "content": "c", "tool_calls": []},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]}]"#;
+    let messages = chat(&with(Chat, "messages", body)).unwrap().messages;
+    let seen: Vec<_> =
+        messages.iter().map(|message| (message.content.as_deref(), json!(message.extra).to_string())).collect();
+    let call = r#"{"tool_calls":[{"id":"1","function":{"name":"f","arguments":{"z":1,"a":2}}}]}"#;
+    assert_eq!(seen, [(Some("a\nb"), r#"{"name":"N"}"#.into()), (Some("c"), "{}".into()), (None, call.into())]);
+}
+
+#[test]
+fn errors_stay_small_and_do_not_repeat_input() {
+    let secret = "secret".repeat(100_000);
+    for endpoint in [Completions, Chat] {
+        for field in crate::FIELDS.iter().filter(|field| field.on.contains(&endpoint)) {
+            for json in [format!("\"{secret}\""), format!("[\"{secret}\"]"), format!("{{\"{secret}\": \"{secret}\"}}")]
+            {
+                if let Err(error) = decided(endpoint, &with(endpoint, field.name, &json)) {
+                    let body = error.body();
+                    assert!(body.len() <= 512, "{}: {} bytes", field.name, body.len());
+                    assert!(body.matches("secret").count() <= 10, "{body}");
+                }
+            }
+        }
+    }
+    let long = ApiError::bad_request("\u{1}ä".repeat(100_000)).body();
+    assert!(long.len() <= 4096 && serde_json::from_str::<serde_json::Value>(&long).is_ok());
+}
