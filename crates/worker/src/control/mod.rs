@@ -1,11 +1,13 @@
 //! The scheduler's stream: who may open it, what it carries, and what ends with it.
 //!
-//! One scheduler at a time: a newer incarnation ends all work of the older one, and so does the end of the stream. Cancel is a
+//! One scheduler at a time: the latest to connect ends all work of the one before, and so does the end of the stream. Cancel is a
 //! message that never waits. What a scheduler does not read in time ends its connection, never the engine's work for others.
 
 mod attempt;
 mod connection;
 mod load;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -127,15 +129,18 @@ impl<R: RoleService> Control<R> {
         if hello.instance != me.instance.as_str() {
             return Err(format!("instance: ours is {}, theirs is {}; check NODE_PORTS", me.instance, hello.instance));
         }
-        let mut current = self.0.current.lock();
-        if let Some(before) = current.as_ref().filter(|before| !before.closed.is_cancelled()) {
-            if hello.scheduler_incarnation < before.incarnation {
-                let (ours, theirs) = (before.incarnation, hello.scheduler_incarnation);
-                return Err(format!("scheduler_incarnation: ours is {ours}, theirs is {theirs}, an older scheduler"));
-            }
+        let current = Current { incarnation: hello.scheduler_incarnation, closed: closed.clone() };
+        if let Some(before) = self.0.current.lock().replace(current)
+            && !before.closed.is_cancelled()
+        {
+            let now = hello.scheduler_incarnation;
+            tracing::warn!(
+                before = before.incarnation,
+                now,
+                "another scheduler took over, the work of the one before is dropped"
+            );
             before.closed.cancel();
         }
-        *current = Some(Current { incarnation: hello.scheduler_incarnation, closed: closed.clone() });
         Ok(())
     }
 
