@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,9 +19,9 @@ Examples:
 
 The original tool's form works as well: ranktable-tool --mode gen --prefill-server-list 4,5 ...";
 
-/// Arguments of `ranktable-tool`, and of `pdserve ranktable`.
-#[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+/// Write, merge, check and show rank tables: which instances make a cluster, on which machines and devices.
+#[derive(Debug, Parser)]
+#[command(name = "ranktable-tool", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

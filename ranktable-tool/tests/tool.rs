@@ -8,17 +8,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    args: ranktable_tool::Args,
-}
-
 /// Runs one command line, in which `{dir}` stands for `directory`: what it printed, then `error: ...` if it failed.
 fn run(directory: &Path, line: &str) -> String {
     let dir = directory.display().to_string();
     let words = line.split_whitespace().map(|word| word.replace("{dir}", &dir));
-    let args = Cli::try_parse_from(std::iter::once("ranktable-tool".to_owned()).chain(words)).unwrap().args;
+    let args = ranktable_tool::Args::try_parse_from(std::iter::once("ranktable-tool".to_owned()).chain(words)).unwrap();
     let mut out = Vec::new();
     let result = ranktable_tool::run_to(args, &mut out);
     let mut text = String::from_utf8(out).unwrap();
