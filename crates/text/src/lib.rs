@@ -5,6 +5,7 @@
 
 mod decoder;
 mod detokenizer;
+mod dialect;
 mod error;
 mod python;
 mod stop;

@@ -13,6 +13,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja, escape_forma
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::dialect::translate;
 use crate::python::{strftime, tojson};
 use crate::tokenizer::read_bounded;
 
@@ -85,9 +86,11 @@ impl ChatTemplate {
         let with_tools = named("tool_use").unwrap_or(plain);
         let mut environment = environment();
         for source in [plain, with_tools] {
-            environment.add_template_owned(source.place(), source.source.clone()).map_err(|error| Error::Parse {
-                path: source.path.clone(),
-                reason: format!("chat template {}: {}", place(&error, &source.place()), reason(&error)),
+            environment.add_template_owned(source.place(), translate(&source.source)).map_err(|error| {
+                Error::Parse {
+                    path: source.path.clone(),
+                    reason: format!("chat template {}: {}", place(&error, &source.place()), reason(&error)),
+                }
             })?;
         }
         let (plain, with_tools) = (plain.place(), with_tools.place());
