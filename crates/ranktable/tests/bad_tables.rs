@@ -463,6 +463,10 @@ fn every_problem_names_place_value_and_fix() {
         .map(|line| line.split([' ', ',']).next().unwrap().to_owned())
         .collect();
     assert_eq!(met.0, declared, "a problem without a case");
+    let page = include_str!("../../../docs/rank-tables.md");
+    for name in declared {
+        assert!(page.contains(&format!("`{name}`")), "{name} is not explained in docs/rank-tables.md");
+    }
 }
 
 #[test]

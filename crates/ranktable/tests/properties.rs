@@ -85,6 +85,8 @@ fn check_identity(global: &GlobalRankTable, local: &LocalRankTable, role: Role) 
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     #[test]
     fn every_instance_of_every_topology_finds_itself(topology in topology()) {
         let plans = topology.plans();
