@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv::{BlockId, BlockPool, BlockRef, KvDtype, KvError, KvLayout, KvSpan, KvStore, Owner, Phase};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,20 +35,23 @@ impl VecStore {
         Arc::new(Self { layout, bytes: Mutex::new(vec![0; bytes]) })
     }
 
-    /// Pairs of (range in the store, range in the canonical bytes) that correspond.
+    /// (offset in the store, offset in the canonical bytes, length) of the stretches that correspond.
     fn places(&self, span: &KvSpan, blocks: &[BlockId]) -> Vec<(usize, usize, usize)> {
         let layout = &self.layout;
         let head = layout.head_dim as usize * layout.dtype.size();
-        let (heads, all) = (span.heads.len(), layout.kv_heads as usize);
+        let (row, heads) = (layout.kv_heads as usize * head, span.heads.len() * head);
         let half = span.payload_bytes(layout) / 2;
         let mut places = Vec::new();
         for run in span.runs(layout.block_size) {
             let block = span.layer as usize * layout.blocks as usize + blocks[run.block].0 as usize;
             for part in 0..2 {
-                for (index, slot) in run.slots.clone().enumerate() {
-                    let row = (block * 2 + part) * layout.block_size as usize + slot as usize;
-                    let at = (row * all + span.heads.start as usize) * head;
-                    places.push((at, part * half + (run.offset + index) * heads * head, heads * head));
+                let slot = (block * 2 + part) * layout.block_size as usize + run.slots.start as usize;
+                let (from, to) = (slot * row + span.heads.start as usize * head, part * half + run.offset * heads);
+                // All heads of a run of tokens lie side by side.
+                if heads == row {
+                    places.push((from, to, run.slots.len() * row));
+                } else {
+                    places.extend((0..run.slots.len()).map(|token| (from + token * row, to + token * heads, heads)));
                 }
             }
         }
@@ -185,12 +189,23 @@ impl Pair {
 
     /// Sets blocks aside on both sides, fills P's and begins.
     pub(super) fn start(&self, key: &RequestKey, case: &Case, seed: u64) -> Started {
+        self.start_by(key, case, seed, |ticket| ticket)
+    }
+
+    /// As `start`, with a ticket that may lead elsewhere.
+    pub(super) fn start_by(
+        &self,
+        key: &RequestKey,
+        case: &Case,
+        seed: u64,
+        reroute: impl FnOnce(Bytes) -> Bytes,
+    ) -> Started {
         let d_blocks = self.d.blocks(key, case.prompt, Phase::Landing);
         let landing = self.open(key, case.cached..case.prompt, &d_blocks);
         let blocks = self.p.blocks(key, case.prompt, Phase::HandOver);
         let p_blocks = ids(&blocks);
         self.p.store.fill(&p_blocks, 0..case.prompt, seed);
-        let outgoing = self.sender.begin(&landing.ticket(), blocks).unwrap();
+        let outgoing = self.sender.begin(&reroute(landing.ticket()), blocks).unwrap();
         assert_eq!(outgoing.needed(), case.cached..case.prompt);
         Started { case: case.clone(), p_blocks, d_blocks, landing, outgoing }
     }
@@ -202,7 +217,12 @@ impl Pair {
         case: &Case,
         seed: u64,
     ) -> Result<(TransferStats, LandingStats), TransferError> {
-        let started = self.start(key, case, seed);
+        self.complete(self.start(key, case, seed)).await
+    }
+
+    /// Reports everything and waits for both ends.
+    pub(super) async fn complete(&self, started: Started) -> Result<(TransferStats, LandingStats), TransferError> {
+        let case = &started.case.clone();
         let kept = self.d.store.dump(&ids(&started.d_blocks), 0..case.cached);
         started.report(&self.p, 0..case.prompt);
         let sent = self.p.store.dump(&started.p_blocks, case.cached..case.prompt);
@@ -211,8 +231,7 @@ impl Pair {
             landing.landed().await?;
             landing.commit()
         };
-        let (shipped, landed) = tokio::join!(outgoing.finish(), land);
-        let (shipped, landed) = (shipped?, landed?);
+        let (shipped, landed) = tokio::try_join!(outgoing.finish(), land)?;
         let d_ids = ids(&d_blocks);
         assert!(self.d.store.dump(&d_ids, case.cached..case.prompt) == sent, "D's bytes differ: {case:?}");
         assert!(self.d.store.dump(&d_ids, 0..case.cached) == kept, "D's own bytes were touched");

@@ -61,34 +61,34 @@ pub(crate) async fn connect(
     only: Option<TransportKind>,
 ) -> Result<Connected, TransferError> {
     let we_offer = |kind| config.offers(kind) && only.is_none_or(|only| only == kind);
-    // Why each better transport is not used, for the log and for the error.
-    let mut passed = Vec::new();
-    let mut failed = None;
+    // Why each better transport is not used: not to be tried, or tried in vain.
+    let (mut unfit, mut failed) = (Vec::new(), Vec::new());
+    let mut address = None;
     for candidate in candidates(endpoints, we_offer, host_id(), inproc::is_here) {
         let endpoint = match candidate {
             Ok(endpoint) => endpoint,
             Err((kind, reason)) => {
-                passed.push(format!("{kind}: {reason}"));
+                unfit.push(format!("{kind}: {reason}"));
                 continue;
             }
         };
         match shake(hello.clone(), peer, endpoint).await {
             Ok(connected) => {
-                let (kind, address, passed) = (connected.kind, &connected.address, passed.join(", "));
+                let (kind, address) = (connected.kind, &connected.address);
+                let passed = [unfit, failed].concat().join(", ");
                 tracing::info!(peer = %peer.instance, transport = %kind, address, passed, "kv transport chosen");
                 return Ok(connected);
             }
-            Err(error @ TransferError::Mismatch { .. }) => return Err(error),
-            Err(error) => {
-                passed.push(format!("{}: {error}", endpoint.kind));
-                failed = Some(endpoint.address.as_str());
+            Err(TransferError::PeerGone { reason, .. }) => {
+                failed.push(format!("{}: {reason}", endpoint.kind));
+                address = Some(&endpoint.address);
             }
+            Err(error) => return Err(error),
         }
     }
-    let tried = passed.join(", ");
-    Err(match failed {
-        Some(address) => peer.gone(address, tried),
-        None => TransferError::NoTransport { peer: peer.instance.clone(), tried },
+    Err(match address {
+        Some(address) => peer.gone(address, failed.join(", ")),
+        None => TransferError::NoTransport { peer: peer.instance.clone(), tried: unfit.join(", ") },
     })
 }
 
