@@ -1,16 +1,91 @@
 //! The oracle: one process, one sequence at a time, no cluster and no prefix cache.
 
-use kv::BlockPool;
-use types::{GenerateSpec, SampledToken};
+use kv::{BlockPool, BlockTable, Owner, Phase};
+use types::{GenerateSpec, RequestKey, SampledToken, TokenId};
 
-use crate::{Engine, Error};
+use crate::{Batch, BatchRow, Engine, Error, NoObserver, SampleRequest};
 
 /// Generates every choice of `spec`, computing the prompt in steps of `chunk` tokens. One inner list per choice, in order.
+///
+/// The choices draw from the same logits of the prompt, then each goes on alone with a copy of the last, partial block.
 pub fn generate(
-    _engine: &mut Engine,
-    _pool: &BlockPool,
-    _spec: &GenerateSpec,
-    _chunk: usize,
+    engine: &mut Engine,
+    pool: &BlockPool,
+    spec: &GenerateSpec,
+    chunk: usize,
 ) -> Result<Vec<Vec<SampledToken>>, Error> {
-    unimplemented!()
+    if spec.choices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let context: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
+    let mut table = BlockTable::new(pool.block_size());
+    table.extend(pool.allocate(table.blocks_needed(context.len()), owner(Phase::Computing))?);
+    let first = prefill(engine, &table, spec, &context, chunk.max(1))?;
+    first.into_iter().map(|token| continue_choice(engine, pool, spec, &table, context.len(), token)).collect()
+}
+
+fn owner(phase: Phase) -> Owner {
+    Owner { key: RequestKey { request: "generate".into(), epoch: 0 }, phase }
+}
+
+/// Computes the context and draws each choice's first token.
+fn prefill(
+    engine: &mut Engine,
+    table: &BlockTable,
+    spec: &GenerateSpec,
+    context: &[TokenId],
+    chunk: usize,
+) -> Result<Vec<SampledToken>, Error> {
+    let chunk = chunk.min(engine.limits().max_num_batched_tokens as usize);
+    let draws = |choice| SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &spec.output };
+    let mut start = 0;
+    loop {
+        let end = context.len().min(start + chunk);
+        let samples = if end == context.len() { spec.choices.clone().map(draws).collect() } else { Vec::new() };
+        let row = BatchRow { tokens: &context[start..end], start: start as u32, blocks: table.ids(), samples };
+        let mut output = engine.step(&Batch { rows: vec![row] }, &NoObserver)?;
+        if end == context.len() {
+            return Ok(output.rows.swap_remove(0));
+        }
+        start = end;
+    }
+}
+
+fn continue_choice(
+    engine: &mut Engine,
+    pool: &BlockPool,
+    spec: &GenerateSpec,
+    prefix: &BlockTable,
+    context_len: usize,
+    first: SampledToken,
+) -> Result<Vec<SampledToken>, Error> {
+    let mut table = prefix.fork();
+    if context_len % pool.block_size() as usize != 0 {
+        own_last_block(engine, pool, &mut table)?;
+    }
+    let mut output = spec.output.clone();
+    let mut tokens = vec![first];
+    while let Some(last) = tokens.last().filter(|token| token.finish.is_none()) {
+        let (choice, id) = (last.choice, last.id);
+        output.push(id);
+        let position = context_len + tokens.len() - 1;
+        table.extend(pool.allocate(table.blocks_needed(position + 1), owner(Phase::Decoding))?);
+        let sample = SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output };
+        let row = BatchRow { tokens: &[id], start: position as u32, blocks: table.ids(), samples: vec![sample] };
+        let mut step = engine.step(&Batch { rows: vec![row] }, &NoObserver)?;
+        tokens.append(&mut step.rows[0]);
+    }
+    Ok(tokens)
+}
+
+/// Replaces the last block by a copy that nobody else writes.
+fn own_last_block(engine: &Engine, pool: &BlockPool, table: &mut BlockTable) -> Result<(), Error> {
+    let (Some(shared), Some(own)) = (table.ids().last().copied(), pool.allocate(1, owner(Phase::Decoding))?.pop())
+    else {
+        return Ok(());
+    };
+    engine.copy_block(shared, own.id());
+    table.truncate(table.len() - 1);
+    table.push(own);
+    Ok(())
 }

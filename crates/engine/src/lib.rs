@@ -4,16 +4,25 @@
 //! block size, the number of threads or the tensor-parallel degree.
 //!
 //! ```text
-//! Engine::step(Batch) ─► ranks (one thread each) ─► models::Decoder ─► Backend ops ─► kernels
+//! Engine::step(Batch) ─► plan ─► ranks (one thread each) ─► models::decoder ─► backend ops ─► cpu ─► kernels
 //!                  └──► sample (from the last token's logits of each row)
 //! ```
 
+mod backend;
 mod batch;
 mod config;
+mod cpu;
 mod engine;
 mod error;
 mod generate;
+mod identity;
 mod memory;
+mod models;
+mod plan;
+mod ranks;
+mod sample;
+mod store;
+mod weights;
 
 pub use batch::{Batch, BatchRow, NoObserver, SampleRequest, StepObserver, StepOutput};
 pub use config::{EngineConfig, LoadProgress, LoadStage};
@@ -21,6 +30,4 @@ pub use engine::Engine;
 pub use error::Error;
 pub use generate::generate;
 pub use memory::MemoryPlan;
-pub use models::ModelConfig;
-
-mod models;
+pub use models::{Family, Llama3Scaling, ModelConfig, Rope};

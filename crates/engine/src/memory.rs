@@ -1,5 +1,9 @@
 //! How an instance's memory is divided.
 
+use std::fmt;
+
+use crate::{EngineConfig, Error};
+
 /// Decided at load and printed at start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
@@ -10,4 +14,126 @@ pub struct MemoryPlan {
     pub blocks: u32,
     /// Tokens per block.
     pub block_size: u32,
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let tokens = u64::from(self.blocks) * u64::from(self.block_size);
+        write!(f, "weights {:.1} MiB mapped, ", mib(self.weights_bytes))?;
+        write!(f, "KV {:.1} MiB = {} blocks of {} tokens ", mib(self.kv_bytes), self.blocks, self.block_size)?;
+        write!(f, "({tokens} tokens)")
+    }
+}
+
+/// Share of the available memory that KV gets when nobody says how much: a prefill and a decode instance, and page cache for the
+/// weights, are to fit on one machine.
+const KV_SHARE: u64 = 4;
+
+/// The plan and the longest sequence. `block_bytes` is one block over all layers and ranks, `model_max` the model's own limit.
+pub(crate) fn plan(
+    config: &EngineConfig,
+    model_max: u32,
+    block_bytes: u64,
+    weights_bytes: u64,
+    available_bytes: u64,
+) -> Result<(MemoryPlan, u32), Error> {
+    let block_size = config.block_size;
+    let wanted_len = wanted_len(config, model_max)?;
+    let blocks_per_sequence = u64::from(wanted_len.div_ceil(block_size));
+    let needed = blocks_per_sequence.saturating_mul(u64::from(config.max_num_seqs)).saturating_mul(block_bytes);
+    let kv_bytes = config.kv_bytes.unwrap_or_else(|| needed.min(available_bytes / KV_SHARE));
+    let blocks = u32::try_from(kv_bytes / block_bytes).unwrap_or(u32::MAX);
+    let tokens = u64::from(blocks) * u64::from(block_size);
+    let len = match config.max_model_len {
+        Some(len) if u64::from(len) > tokens => {
+            let reason =
+                format!("KV memory of {kv_bytes} bytes holds {tokens} tokens; give more memory or a shorter length");
+            return Err(Error::Option { option: "max_model_len", found: len.to_string(), reason });
+        }
+        Some(len) => len,
+        // A power of two, so that instances with slightly different free memory still agree.
+        None if u64::from(wanted_len) > tokens => u32::try_from(tokens).map_or(wanted_len, previous_power_of_two),
+        None => wanted_len,
+    };
+    if len == 0 {
+        let reason = format!("one block of {block_size} tokens needs {block_bytes} bytes");
+        return Err(Error::Option { option: "kv_bytes", found: kv_bytes.to_string(), reason });
+    }
+    Ok((MemoryPlan { weights_bytes, kv_bytes: u64::from(blocks) * block_bytes, blocks, block_size }, len))
+}
+
+fn wanted_len(config: &EngineConfig, model_max: u32) -> Result<u32, Error> {
+    match config.max_model_len {
+        None => Ok(model_max),
+        Some(len) if len >= 1 && len <= model_max => Ok(len),
+        Some(len) => {
+            let reason = format!("the model's max_position_embeddings is {model_max}");
+            Err(Error::Option { option: "max_model_len", found: len.to_string(), reason })
+        }
+    }
+}
+
+fn previous_power_of_two(number: u32) -> u32 {
+    number.checked_ilog2().map_or(0, |exponent| 1 << exponent)
+}
+
+/// What the system says new work may take; half a gibibyte if it does not say.
+pub(crate) fn available_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available_in(&text).unwrap_or(512 << 20)
+}
+
+fn available_in(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kv_bytes: Option<u64>, max_model_len: Option<u32>, expected: Result<(u32, u32), &str>) {
+        let config = EngineConfig {
+            model_dir: "m".into(),
+            tensor_parallel_size: 1,
+            threads: 1,
+            block_size: 16,
+            kv_dtype: None,
+            kv_bytes,
+            max_model_len,
+            max_num_seqs: 2,
+            max_num_batched_tokens: 64,
+        };
+        // 1000 bytes per block, 400 kB available: 100 kB for KV.
+        let found = plan(&config, 1024, 1000, 5, 400_000).map(|(plan, len)| (plan.blocks, len));
+        assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn kv_is_what_is_needed_or_what_there_is() {
+        check(None, Some(160), Ok((20, 160)));
+        check(None, None, Ok((100, 1024)));
+        check(Some(10_000), Some(160), Ok((10, 160)));
+        check(Some(10_999), None, Ok((10, 128)));
+        check(Some(2_000_000), None, Ok((2000, 1024)));
+        let short =
+            "max_model_len is 161: KV memory of 10000 bytes holds 160 tokens; give more memory or a shorter length";
+        check(Some(10_000), Some(161), Err(short));
+        check(None, Some(1025), Err("max_model_len is 1025: the model's max_position_embeddings is 1024"));
+        check(Some(999), None, Err("kv_bytes is 999: one block of 16 tokens needs 1000 bytes"));
+    }
+
+    #[test]
+    fn meminfo_is_read() {
+        assert_eq!(available_in("MemTotal: 9 kB\nMemAvailable:   12 kB\n"), Some(12 << 10));
+        assert_eq!(available_in("MemTotal: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn prints_what_was_decided() {
+        let plan = MemoryPlan { weights_bytes: 3 << 20, kv_bytes: 1 << 20, blocks: 64, block_size: 16 };
+        assert_eq!(plan.to_string(), "weights 3.0 MiB mapped, KV 1.0 MiB = 64 blocks of 16 tokens (1024 tokens)");
+    }
 }

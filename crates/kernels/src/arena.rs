@@ -56,15 +56,16 @@ impl KvShape {
         2 * self.block_size * self.token_bytes()
     }
 
-    /// Where a token's keys or values lie in a layer's buffer; an error in the caller panics here, before memory is touched.
-    fn token_range(&self, half: KvHalf, block: usize, slot: usize) -> Range<usize> {
-        assert!(block < self.blocks && slot < self.block_size, "block {block}, slot {slot} of {self:?}");
+    /// Where some tokens' keys or values lie in a layer's buffer; an error in the caller panics here, before memory is touched.
+    fn place(&self, half: KvHalf, block: usize, slots: Range<usize>) -> Range<usize> {
+        let inside = block < self.blocks && slots.start <= slots.end && slots.end <= self.block_size;
+        assert!(inside, "block {block}, slots {slots:?} of {self:?}");
         let half = match half {
             KvHalf::Keys => 0,
-            KvHalf::Values => 1,
+            KvHalf::Values => self.block_size,
         };
-        let start = block * self.block_bytes() + (half * self.block_size + slot) * self.token_bytes();
-        start..start + self.token_bytes()
+        let start = block * self.block_bytes() + half * self.token_bytes();
+        start + slots.start * self.token_bytes()..start + slots.end * self.token_bytes()
     }
 }
 
@@ -118,9 +119,9 @@ pub struct LayerRead<'a> {
 }
 
 impl LayerRead<'_> {
-    /// The keys or values of one token, `[head][head_dim]`. Panics if block or slot do not exist.
-    pub fn token(&self, half: KvHalf, block: usize, slot: usize) -> &[u8] {
-        &self.bytes[self.shape.token_range(half, block, slot)]
+    /// The keys or values of neighbouring tokens, `[token][head][head_dim]`. Panics if block or slots do not exist.
+    pub fn tokens(&self, half: KvHalf, block: usize, slots: Range<usize>) -> &[u8] {
+        &self.bytes[self.shape.place(half, block, slots)]
     }
 
     pub(crate) fn shape(&self) -> &KvShape {
@@ -136,15 +137,15 @@ pub struct LayerWrite<'a> {
 }
 
 impl LayerWrite<'_> {
-    /// The keys or values of one token, `[head][head_dim]`. Panics if block or slot do not exist.
-    pub fn token_mut(&mut self, half: KvHalf, block: usize, slot: usize) -> &mut [u8] {
-        &mut self.bytes[self.shape.token_range(half, block, slot)]
+    /// The keys or values of neighbouring tokens, `[token][head][head_dim]`. Panics if block or slots do not exist.
+    pub fn tokens_mut(&mut self, half: KvHalf, block: usize, slots: Range<usize>) -> &mut [u8] {
+        &mut self.bytes[self.shape.place(half, block, slots)]
     }
 
     /// Stores one token's keys or values, `[head][head_dim]`, rounding to nearest even if the arena is bf16.
     pub fn store(&mut self, half: KvHalf, block: usize, slot: usize, values: &[f32]) {
         let element = self.shape.element;
-        let place = self.token_mut(half, block, slot);
+        let place = self.tokens_mut(half, block, slot..slot + 1);
         match element {
             KvElement::F32 => {
                 for (place, value) in place.chunks_exact_mut(4).zip(values) {
@@ -173,9 +174,9 @@ mod tests {
         let arena = KvArena::new(shape(KvElement::F32)).unwrap();
         arena.write(1).store(KvHalf::Values, 2, 3, &[1.0, 2.0, 3.0, 4.0]);
         let expected: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert_eq!(arena.read(1).token(KvHalf::Values, 2, 3), expected);
-        assert_eq!(arena.read(1).token(KvHalf::Keys, 2, 3), [0; 16]);
-        assert_eq!(arena.read(0).token(KvHalf::Values, 2, 3), [0; 16]);
+        assert_eq!(arena.read(1).tokens(KvHalf::Values, 2, 3..4), expected);
+        assert_eq!(arena.read(1).tokens(KvHalf::Keys, 2, 3..4), [0; 16]);
+        assert_eq!(arena.read(0).tokens(KvHalf::Values, 2, 3..4), [0; 16]);
     }
 
     #[test]
@@ -187,14 +188,14 @@ mod tests {
         arena.copy_block(0, 2);
         for layer in 0..2 {
             let read = arena.read(layer);
-            assert_eq!(read.token(KvHalf::Keys, 2, 1), read.token(KvHalf::Keys, 0, 1));
-            assert_eq!(read.token(KvHalf::Keys, 2, 1)[6..], bf16::from_f32(layer as f32).to_le_bytes());
+            assert_eq!(read.tokens(KvHalf::Keys, 2, 1..2), read.tokens(KvHalf::Keys, 0, 1..2));
+            assert_eq!(read.tokens(KvHalf::Keys, 2, 1..2)[6..], bf16::from_f32(layer as f32).to_le_bytes());
         }
     }
 
     #[test]
-    #[should_panic(expected = "block 3, slot 0")]
+    #[should_panic(expected = "block 3, slots 0..1")]
     fn a_block_outside_is_refused() {
-        KvArena::new(shape(KvElement::Bf16)).unwrap().read(0).token(KvHalf::Keys, 3, 0);
+        KvArena::new(shape(KvElement::Bf16)).unwrap().read(0).tokens(KvHalf::Keys, 3, 0..1);
     }
 }

@@ -223,7 +223,8 @@ impl Stored<'_> {
         let shape = self.layer.shape();
         let block = self.queries.row.blocks[self.position / shape.block_size] as usize;
         let size = self.dim * shape.element.size();
-        let token = self.layer.token(half, block, self.position % shape.block_size);
+        let slot = self.position % shape.block_size;
+        let token = self.layer.tokens(half, block, slot..slot + 1);
         let head = &token[self.queries.kv_head * size..][..size];
         // SAFETY: `head` holds `dim` elements, as many as `out`.
         unsafe {

@@ -1,0 +1,57 @@
+//! The operations that a model is made of.
+//!
+//! A backend is one rank: it holds that rank's shard of every matrix, its KV heads, and the step's running values, which a model only
+//! names: the residual stream `h` and the normed input `n`, `[token][hidden]`; the heads `q`, `k`, `v` and the attention's result `a`,
+//! `[token][head][head_dim]`. A model is a fixed sequence of these calls, so a device can record it once and replay it.
+
+use crate::Error;
+use crate::plan::StepPlan;
+use crate::weights::Matrix;
+
+pub(crate) trait Backend {
+    /// A matrix as this backend keeps it.
+    type Matrix;
+    /// A vector (norm weights, a bias) as this backend keeps it.
+    type Vector;
+
+    fn load_matrix(&mut self, matrix: Matrix) -> Result<Self::Matrix, Error>;
+    fn load_vector(&mut self, vector: Vec<f32>) -> Result<Self::Vector, Error>;
+
+    /// `h` = rows of `table` for the plan's tokens.
+    fn embed(&mut self, plan: &StepPlan, table: &Self::Matrix);
+    /// `n` = RMS norm of `h`, times `weight`.
+    fn norm(&mut self, weight: &Self::Vector);
+    /// `q`, `k`, `v` = products of `n`, with biases and norms over each head where the model has them.
+    fn project_heads(&mut self, weights: &Heads<Self>);
+    /// Rotates `q` and `k` and writes `k` and `v` into the KV of `layer`.
+    fn rope_and_store(&mut self, plan: &StepPlan, layer: usize);
+    /// `a` = attention of `q` over the KV of `layer`, that of the new tokens included.
+    fn attend(&mut self, plan: &StepPlan, layer: usize);
+    /// `h += sum over ranks of a * w^T`, plus the bias.
+    fn add_attended(&mut self, output: &Linear<Self>);
+    /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases.
+    fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>);
+    /// Products of the normed `h` of the plan's sampled tokens with this rank's rows of `head`.
+    fn logits(&mut self, plan: &StepPlan, norm: &Self::Vector, head: &Self::Matrix);
+}
+
+/// A matrix with an optional bias.
+pub(crate) struct Linear<B: Backend + ?Sized> {
+    pub(crate) weight: B::Matrix,
+    pub(crate) bias: Option<B::Vector>,
+}
+
+/// Projections to heads; norms are as long as a head.
+pub(crate) struct Heads<B: Backend + ?Sized> {
+    pub(crate) q: Linear<B>,
+    pub(crate) k: Linear<B>,
+    pub(crate) v: Linear<B>,
+    pub(crate) q_norm: Option<B::Vector>,
+    pub(crate) k_norm: Option<B::Vector>,
+}
+
+pub(crate) struct GatedMlp<B: Backend + ?Sized> {
+    pub(crate) gate: Linear<B>,
+    pub(crate) up: Linear<B>,
+    pub(crate) down: Linear<B>,
+}

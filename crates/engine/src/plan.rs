@@ -1,0 +1,118 @@
+//! A batch, checked and laid out for the backends: what every rank reads during a step.
+
+use kernels::AttentionRow;
+use types::TokenId;
+
+use crate::{Batch, Error};
+
+/// The tokens of all rows one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct StepPlan {
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) rows: Vec<PlanRow>,
+    /// `[token][head_dim / 2]`
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+    /// Tokens whose logits are wanted: the last of each row that samples, in row order.
+    pub(crate) sampled: Vec<usize>,
+}
+
+/// One row: `count` tokens from index `first` of the plan, standing at `start` and after.
+#[derive(Debug)]
+pub(crate) struct PlanRow {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    pub(crate) start: usize,
+    pub(crate) blocks: Vec<u32>,
+}
+
+impl PlanRow {
+    pub(crate) fn attention(&self) -> AttentionRow<'_> {
+        AttentionRow { first: self.first, count: self.count, start: self.start, blocks: &self.blocks }
+    }
+}
+
+/// What a batch must keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) vocab_size: usize,
+    pub(crate) max_model_len: usize,
+    pub(crate) block_size: usize,
+    pub(crate) blocks: u32,
+    pub(crate) max_rows: usize,
+    pub(crate) max_tokens: usize,
+}
+
+impl StepPlan {
+    /// `inverse_frequencies` are the rotation's, one per pair of a head.
+    pub(crate) fn new(batch: &Batch<'_>, bounds: &Bounds, inverse_frequencies: &[f32]) -> Result<Self, Error> {
+        check_size(batch, bounds)?;
+        let mut plan = Self::default();
+        for (index, row) in batch.rows.iter().enumerate() {
+            let (first, count, start) = (plan.tokens.len(), row.tokens.len(), row.start as usize);
+            check_row(row, bounds).map_err(|reason| Error::Batch { row: index, reason })?;
+            plan.tokens.extend_from_slice(row.tokens);
+            for position in start..start + count {
+                plan.push_angles(position, inverse_frequencies);
+            }
+            if !row.samples.is_empty() {
+                plan.sampled.push(first + count - 1);
+            }
+            let blocks = row.blocks.iter().take((start + count).div_ceil(bounds.block_size));
+            plan.rows.push(PlanRow { first, count, start, blocks: blocks.map(|block| block.0).collect() });
+        }
+        Ok(plan)
+    }
+
+    /// In f32 up to the angle, as the models were trained.
+    fn push_angles(&mut self, position: usize, inverse_frequencies: &[f32]) {
+        for frequency in inverse_frequencies {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            self.cos.push(cos as f32);
+            self.sin.push(sin as f32);
+        }
+    }
+}
+
+fn check_size(batch: &Batch<'_>, bounds: &Bounds) -> Result<(), Error> {
+    let refuse = |row, reason| Err(Error::Batch { row, reason });
+    if batch.rows.is_empty() {
+        return refuse(0, "the batch has no rows".to_owned());
+    }
+    if batch.rows.len() > bounds.max_rows {
+        let reason = format!("{} rows, max_num_seqs is {}", batch.rows.len(), bounds.max_rows);
+        return refuse(bounds.max_rows, reason);
+    }
+    let mut tokens = 0usize;
+    for (index, row) in batch.rows.iter().enumerate() {
+        tokens = tokens.saturating_add(row.tokens.len());
+        if tokens > bounds.max_tokens {
+            return refuse(
+                index,
+                format!("more than max_num_batched_tokens ({}) tokens in the batch", bounds.max_tokens),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_row(row: &crate::BatchRow<'_>, bounds: &Bounds) -> Result<(), String> {
+    if row.tokens.is_empty() {
+        return Err("no tokens".to_owned());
+    }
+    let end = row.start as usize + row.tokens.len();
+    if end > bounds.max_model_len {
+        return Err(format!("ends at position {end}, max_model_len is {}", bounds.max_model_len));
+    }
+    if let Some(token) = row.tokens.iter().find(|token| **token as usize >= bounds.vocab_size) {
+        return Err(format!("token {token} of a vocabulary of {}", bounds.vocab_size));
+    }
+    let needed = end.div_ceil(bounds.block_size);
+    if row.blocks.len() < needed {
+        return Err(format!("{} blocks of {} tokens for {end} positions", row.blocks.len(), bounds.block_size));
+    }
+    match row.blocks.iter().take(needed).find(|block| block.0 >= bounds.blocks) {
+        Some(block) => Err(format!("block {} of {}", block.0, bounds.blocks)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,115 @@
+//! Against Hugging Face transformers: every case of `tests/golden`, tokens and log-probabilities.
+
+use std::path::{Path, PathBuf};
+
+use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, SampleRequest, generate};
+use kv::{BlockPool, BlockTable, Owner, Phase};
+use serde::Deserialize;
+use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
+
+#[derive(Deserialize)]
+struct Golden {
+    weights: String,
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    prompt: Vec<TokenId>,
+    prompt_logprobs: Vec<f32>,
+    tokens: Vec<TokenId>,
+    logprobs: Vec<f32>,
+    top_ids: Vec<Vec<TokenId>>,
+    top_logprobs: Vec<Vec<f32>>,
+}
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut cases: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|path| path.join("golden.json").exists());
+    cases.sort();
+    cases
+}
+
+fn load(case: &Path) -> (Engine, BlockPool) {
+    let config = EngineConfig {
+        model_dir: case.to_owned(),
+        tensor_parallel_size: 1,
+        threads: 2,
+        block_size: 16,
+        kv_dtype: None,
+        kv_bytes: Some(8 << 20),
+        max_model_len: Some(256),
+        max_num_seqs: 4,
+        max_num_batched_tokens: 256,
+    };
+    let engine = Engine::load(&config, &mut |_| ()).unwrap();
+    let limits = engine.limits();
+    (engine, BlockPool::new(limits.blocks_total, limits.block_size))
+}
+
+#[test]
+fn every_case_agrees_with_transformers() {
+    let cases = cases();
+    assert!(cases.len() >= 9, "only {} golden cases found", cases.len());
+    for case in cases {
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let golden: Golden = serde_json::from_slice(&std::fs::read(case.join("golden.json")).unwrap()).unwrap();
+        let tolerance = if golden.weights == "float32" { 1e-4 } else { 2e-2 };
+        let (mut engine, pool) = load(&case);
+        assert!(!golden.prompts.is_empty(), "{name} has no prompts");
+        for prompt in &golden.prompts {
+            let at = format!("{name}, prompt of {}", prompt.prompt.len());
+            check_greedy(&at, &mut engine, &pool, prompt, tolerance);
+            check_prompt(&at, &mut engine, &pool, prompt, tolerance);
+        }
+    }
+}
+
+fn check_greedy(at: &str, engine: &mut Engine, pool: &BlockPool, golden: &Prompt, tolerance: f32) {
+    let sampling = SamplingParams {
+        max_tokens: golden.tokens.len() as u32,
+        ignore_eos: true,
+        logprobs: Some(5),
+        ..SamplingParams::default()
+    };
+    let spec = GenerateSpec {
+        prompt: golden.prompt.clone().into(),
+        output: Vec::new(),
+        choices: 0..1,
+        sampling,
+        cache_salt: Vec::new(),
+    };
+    let found = generate(engine, pool, &spec, 20).unwrap().remove(0);
+    let ids: Vec<TokenId> = found.iter().map(|token| token.id).collect();
+    assert_eq!(ids, golden.tokens, "{at}");
+    for (i, token) in found.iter().enumerate() {
+        close(&format!("{at}, token {i}"), token.logprob, golden.logprobs[i], tolerance);
+        for (id, logprob) in golden.top_ids[i].iter().zip(&golden.top_logprobs[i]) {
+            // Close ranks may swap; a token of theirs that is not among ours is as good as our fifth.
+            let ours = token.top.iter().find(|(ours, _)| ours == id).or(token.top.last());
+            close(&format!("{at}, token {i}, alternative {id}"), ours.unwrap().1, *logprob, tolerance);
+        }
+    }
+}
+
+/// Token by token, so that this also checks decoding; a bias picks the token whose log-probability is wanted.
+fn check_prompt(at: &str, engine: &mut Engine, pool: &BlockPool, golden: &Prompt, tolerance: f32) {
+    let mut table = BlockTable::new(pool.block_size());
+    let owner = Owner { key: types::RequestKey { request: "golden".into(), epoch: 0 }, phase: Phase::Computing };
+    table.extend(pool.allocate(table.blocks_needed(golden.prompt.len()), owner).unwrap());
+    for (i, expected) in golden.prompt_logprobs.iter().enumerate() {
+        let next = golden.prompt[i + 1];
+        let params = SamplingParams { logit_bias: vec![(next, 1e6)], ..SamplingParams::default() };
+        let samples = vec![SampleRequest { params: &params, choice: 0, prompt: &golden.prompt[..=i], output: &[] }];
+        let row = BatchRow { tokens: &golden.prompt[i..=i], start: i as u32, blocks: table.ids(), samples };
+        let output = engine.step(&Batch { rows: vec![row] }, &NoObserver).unwrap();
+        let found: &SampledToken = &output.rows[0][0];
+        assert_eq!(found.id, next, "{at}");
+        close(&format!("{at}, prompt token {}", i + 1), found.logprob, *expected, tolerance);
+    }
+}
+
+fn close(what: &str, found: f32, expected: f32, tolerance: f32) {
+    assert!((found - expected).abs() <= tolerance, "{what}: logprob {found}, expected {expected}");
+}
