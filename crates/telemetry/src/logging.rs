@@ -172,6 +172,13 @@ mod tests {
     }
 
     #[test]
+    fn logging_starts_once() {
+        assert!(init("test-0").is_ok());
+        tracing::info!(stage = %types::Stage::Admitted, "a line that goes to stderr");
+        assert!(matches!(init("test-0"), Err(Error::Twice)));
+    }
+
+    #[test]
     fn wrong_settings_are_named() {
         assert!(filter(None).is_ok());
         assert!(filter(Some("scheduler=debug,info".into())).is_ok());

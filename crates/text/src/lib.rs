@@ -4,6 +4,8 @@
 //! survives a change of worker.
 
 mod decoder;
+#[cfg(test)]
+mod demo;
 mod detokenizer;
 mod dialect;
 mod error;
