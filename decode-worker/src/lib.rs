@@ -33,7 +33,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Loads the model and serves; returns when the ports listen.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let loaded = Loaded::load(config, Box::new(DecodePlanner)).await?;
+    serve(Loaded::load(config, Box::new(DecodePlanner)).await?).await
+}
+
+/// Serves with a model that is already in memory, by [`DecodePlanner`].
+pub async fn serve(loaded: Loaded) -> anyhow::Result<Running> {
     let listener = loaded.bind().await?;
     let config = &loaded.config;
     let receiver = KvReceiver::new(config.transfer(loaded.incarnation, &loaded.model.digest), loaded.store.clone());

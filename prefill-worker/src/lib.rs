@@ -31,7 +31,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Loads the model and serves; returns when the port listens.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let loaded = Loaded::load(config, Box::new(PrefillPlanner)).await?;
+    serve(Loaded::load(config, Box::new(PrefillPlanner)).await?).await
+}
+
+/// Serves with a model that is already in memory, by [`PrefillPlanner`].
+pub async fn serve(loaded: Loaded) -> anyhow::Result<Running> {
     let listener = loaded.bind().await?;
     let transfer = loaded.config.transfer(loaded.incarnation, &loaded.model.digest);
     let shipping = Shipping {

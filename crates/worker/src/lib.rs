@@ -12,6 +12,8 @@ mod args;
 mod config;
 mod control;
 mod engine_thread;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod runner;
 mod running;
 mod server;
@@ -20,8 +22,6 @@ pub use args::WorkerArgs;
 pub use config::{Config, ConfigError};
 pub use control::{Attempt, AttemptJob, Introduction, Order, RoleService};
 pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
-#[cfg(any(test, feature = "fake"))]
-pub use runner::fake;
 pub use runner::{
     Event, Failure, Goal, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,
     RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,

@@ -81,6 +81,9 @@ fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown) {
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .initial_stream_window_size(transfer::GRPC_WINDOW_BYTES)
+        .initial_connection_window_size(transfer::GRPC_WINDOW_BYTES)
+        .max_frame_size(transfer::GRPC_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).into_owned();
     let connection = graceful.watch(connection);

@@ -10,8 +10,8 @@ use tokio::net::TcpListener;
 use types::{GenerateSpec, RequestKey, SampledToken};
 
 use super::*;
-use crate::fake::{FakeStepper, MAX_MODEL_LEN, VOCAB, oracle, spec};
-use crate::{Goal, Happening, Job, Plan, Planner, QueueView, Runner, RunnerConfig, server};
+use crate::fake::{self, MAX_MODEL_LEN, Size, VOCAB, oracle, spec};
+use crate::{Goal, Happening, Job, Loaded, Plan, Planner, QueueView, Runner, RunnerConfig, server};
 
 /// Answers Generate with all tokens; holds three blocks on Reserve until it is cancelled.
 struct Simple(BlockPool);
@@ -48,18 +48,7 @@ impl Planner for AllAtOnce {
     }
 }
 
-fn engine(pool: &BlockPool, stepper: impl crate::Stepper + Send + 'static) -> EngineHandle {
-    let config = RunnerConfig {
-        digest: "fake".into(),
-        vocab_size: VOCAB,
-        max_model_len: MAX_MODEL_LEN,
-        max_num_seqs: 16,
-        max_num_batched_tokens: 64,
-    };
-    let runner = Runner::new(config, pool.clone(), Box::new(AllAtOnce));
-    let metrics = WorkerMetrics::new(&"decode-0".into(), Role::Decode);
-    EngineHandle::start(runner, stepper, pool.clone(), metrics).unwrap()
-}
+const SIZE: Size = Size { blocks: 64, block_size: 8, max_num_seqs: 16, max_num_batched_tokens: 64 };
 
 /// A worker on a free port.
 struct Rig {
@@ -71,30 +60,10 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
-        let pool = BlockPool::new(64, 8);
-        let engine = engine(&pool, FakeStepper::new(8));
-        let model = ModelIdentity {
-            digest: "fake".into(),
-            architecture: "fake".into(),
-            dtype: "f32".into(),
-            kv_dtype: "f32".into(),
-            layers: 1,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 8,
-            vocab_size: VOCAB,
-            rope: String::new(),
-            sliding_window: 0,
-            max_model_len: MAX_MODEL_LEN,
-        };
-        let me = Introduction {
-            role: Role::Decode,
-            instance: "decode-0".into(),
-            table_hash: "table".into(),
-            model,
-            limits: Limits::default(),
-            incarnation: 1,
-        };
+        let config = fake::config(Role::Decode, "decode-0", &[]);
+        let Loaded { engine, pool, model, limits, .. } = fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
+        let (instance, table_hash) = ("decode-0".into(), "table".into());
+        let me = Introduction { role: Role::Decode, instance, table_hash, model, limits, incarnation: 1 };
         let control = Control::new(me, Simple(pool.clone()), engine.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -339,7 +308,16 @@ impl crate::Stepper for Broken {
 #[tokio::test]
 async fn a_panic_ends_the_engine_and_its_jobs() {
     let pool = BlockPool::new(64, 8);
-    let engine = engine(&pool, Broken);
+    let config = RunnerConfig {
+        digest: "fake".into(),
+        vocab_size: VOCAB,
+        max_model_len: MAX_MODEL_LEN,
+        max_num_seqs: 16,
+        max_num_batched_tokens: 64,
+    };
+    let runner = Runner::new(config, pool.clone(), Box::new(AllAtOnce));
+    let metrics = WorkerMetrics::new(&"decode-0".into(), Role::Decode);
+    let engine = EngineHandle::start(runner, Broken, pool.clone(), metrics).unwrap();
     let job = || Job { key: key("a", 0), spec: spec(0, 9, 1, 4, 0), goal: Goal::Complete };
     let mut running = engine.submit(job()).unwrap();
     assert_eq!(running.next().await, None);

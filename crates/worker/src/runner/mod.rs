@@ -13,8 +13,6 @@ mod job;
 mod plan;
 mod sequence;
 
-#[cfg(any(test, feature = "fake"))]
-pub mod fake;
 #[cfg(test)]
 mod tests;
 

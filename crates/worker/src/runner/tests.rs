@@ -1,5 +1,5 @@
-use super::fake::{Kind, Size, VOCAB, World, spec};
 use super::*;
+use crate::fake::{self, Kind, Size, VOCAB, World, spec};
 
 /// Admits everyone and computes everything: what a runner does without its planner's help.
 struct AllAtOnce;

@@ -1,0 +1,220 @@
+//! The engine that computes digests instead of attention.
+
+use std::sync::Arc;
+
+use engine::{Batch, BatchRow, SampleRequest, StepObserver, StepOutput};
+use kv::{BlockId, KvDtype, KvError, KvLayout, KvSpan, KvStore};
+use parking_lot::Mutex;
+use types::{FinishReason, GenerateSpec, SampledToken, SamplingParams, TokenId};
+
+use crate::Stepper;
+
+/// Tokens of the pretended model; token 0 is its EOS.
+pub const VOCAB: u32 = 61;
+pub const MAX_MODEL_LEN: u32 = 96;
+const LAYERS: u32 = 2;
+const HEADS: u32 = 2;
+/// Two f32 hold one digest.
+const HEAD_DIM: u32 = 2;
+const DIGEST_BYTES: usize = 8;
+
+/// What stands for everything up to a position.
+type Digest = u64;
+
+/// KV memory: for each layer, head and position the digest of all tokens up to it, as K, and its complement, as V.
+pub struct FakeStore {
+    layout: KvLayout,
+    /// [block][slot][layer][head][K|V]
+    cells: Mutex<Vec<[u8; DIGEST_BYTES]>>,
+}
+
+/// See the head of [`crate::fake`].
+pub struct FakeEngine {
+    store: Arc<FakeStore>,
+    /// Most rows and tokens of a step so far.
+    pub rows_max: usize,
+    pub tokens_max: usize,
+}
+
+impl FakeStore {
+    fn new(blocks: u32, block_size: u32) -> Self {
+        let layout =
+            KvLayout { layers: LAYERS, kv_heads: HEADS, head_dim: HEAD_DIM, dtype: KvDtype::F32, block_size, blocks };
+        let cells = (blocks * block_size * LAYERS * HEADS * 2) as usize;
+        Self { layout, cells: Mutex::new(vec![[0; DIGEST_BYTES]; cells]) }
+    }
+
+    fn cell(&self, block: BlockId, slot: u32, layer: u32, head: u32) -> usize {
+        let token = block.0 * self.layout.block_size + slot;
+        (((token * LAYERS + layer) * HEADS + head) * 2) as usize
+    }
+
+    /// Calls `each` with every cell of the span and its place in the canonical bytes.
+    fn visit(&self, span: &KvSpan, blocks: &[BlockId], mut each: impl FnMut(usize, usize)) {
+        let heads = (span.heads.end - span.heads.start) as usize;
+        let half = (span.tokens.end - span.tokens.start) as usize * heads;
+        for (nth, position) in span.tokens.clone().enumerate() {
+            let block = blocks[(position / self.layout.block_size) as usize];
+            for (h, head) in span.heads.clone().enumerate() {
+                let cell = self.cell(block, position % self.layout.block_size, span.layer, head);
+                each(cell, nth * heads + h);
+                each(cell + 1, half + nth * heads + h);
+            }
+        }
+    }
+
+    /// The digest at a position; anything else if one layer or head has other bytes than it should.
+    fn digest(&self, blocks: &[BlockId], position: usize) -> Digest {
+        let (block, slot) = (position / self.layout.block_size as usize, position as u32 % self.layout.block_size);
+        let cells = self.cells.lock();
+        let of = |layer, head| {
+            let cell = self.cell(blocks[block], slot, layer, head);
+            let (key, value) = (u64::from_le_bytes(cells[cell]), u64::from_le_bytes(cells[cell + 1]));
+            if value == !key { key ^ tint(layer, head) } else { mix(key, value) }
+        };
+        let first = of(0, 0);
+        let all = (0..LAYERS).flat_map(|layer| (0..HEADS).map(move |head| (layer, head)));
+        all.map(|(layer, head)| of(layer, head)).find(|found| *found != first).map_or(first, |odd| mix(first, odd))
+    }
+
+    fn put(&self, blocks: &[BlockId], position: usize, layer: u32, digest: Digest) {
+        let (block, slot) = (position / self.layout.block_size as usize, position as u32 % self.layout.block_size);
+        let mut cells = self.cells.lock();
+        for head in 0..HEADS {
+            let (cell, key) = (self.cell(blocks[block], slot, layer, head), digest ^ tint(layer, head));
+            cells[cell] = key.to_le_bytes();
+            cells[cell + 1] = (!key).to_le_bytes();
+        }
+    }
+}
+
+impl KvStore for FakeStore {
+    fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    fn read(&self, span: &KvSpan, blocks: &[BlockId], out: &mut [u8]) -> Result<(), KvError> {
+        span.check(&self.layout, blocks, out.len())?;
+        let cells = self.cells.lock();
+        self.visit(span, blocks, |cell, place| {
+            out[place * DIGEST_BYTES..][..DIGEST_BYTES].copy_from_slice(&cells[cell]);
+        });
+        Ok(())
+    }
+
+    fn write(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvError> {
+        span.check(&self.layout, blocks, bytes.len())?;
+        let mut cells = self.cells.lock();
+        self.visit(span, blocks, |cell, place| {
+            cells[cell].copy_from_slice(&bytes[place * DIGEST_BYTES..][..DIGEST_BYTES]);
+        });
+        Ok(())
+    }
+}
+
+impl FakeEngine {
+    pub fn new(blocks: u32, block_size: u32) -> Self {
+        Self { store: Arc::new(FakeStore::new(blocks, block_size)), rows_max: 0, tokens_max: 0 }
+    }
+
+    pub fn store(&self) -> Arc<FakeStore> {
+        self.store.clone()
+    }
+
+    /// Writes the KV of `tokens` as if it had come from another instance.
+    pub fn land(&self, blocks: &[BlockId], tokens: &[TokenId]) {
+        let row = BatchRow { tokens, start: 0, blocks, samples: Vec::new() };
+        for layer in 0..LAYERS {
+            self.write(&row, layer);
+        }
+    }
+
+    /// Computes one layer of a row; returns the digest of its last token.
+    fn write(&self, row: &BatchRow<'_>, layer: u32) -> Digest {
+        let start = row.start as usize;
+        let mut digest = start.checked_sub(1).map_or(0, |before| self.store.digest(row.blocks, before));
+        for (position, token) in (start..).zip(row.tokens) {
+            digest = mix(digest, u64::from(*token) + 1);
+            self.store.put(row.blocks, position, layer, digest);
+        }
+        digest
+    }
+}
+
+impl Stepper for FakeEngine {
+    fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, engine::Error> {
+        self.rows_max = self.rows_max.max(batch.rows.len());
+        self.tokens_max = self.tokens_max.max(batch.rows.iter().map(|row| row.tokens.len()).sum());
+        let mut digests = Vec::new();
+        for layer in 0..LAYERS {
+            digests = batch.rows.iter().map(|row| self.write(row, layer)).collect();
+            (0..HEADS).for_each(|head| observer.layer_done(layer, head..head + 1));
+        }
+        let draw = |(row, digest): (&BatchRow<'_>, Digest)| row.samples.iter().map(|ask| drawn(digest, ask)).collect();
+        Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), micros: 1 })
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        let cells = (self.store.layout.block_size * LAYERS * HEADS * 2) as usize;
+        let from = from.0 as usize * cells;
+        self.store.cells.lock().copy_within(from..from + cells, to.0 as usize * cells);
+    }
+}
+
+/// What each choice of `spec` must come to, from here on.
+pub fn oracle(spec: &GenerateSpec) -> Vec<Vec<SampledToken>> {
+    let context: Vec<_> = spec.prompt.iter().chain(&spec.output).copied().collect();
+    let digest = context.iter().fold(0, |digest, token| mix(digest, u64::from(*token) + 1));
+    spec.choices.clone().map(|choice| oracle_choice(spec, choice, digest)).collect()
+}
+
+fn oracle_choice(spec: &GenerateSpec, choice: u32, mut digest: Digest) -> Vec<SampledToken> {
+    let mut output = spec.output.clone();
+    let mut tokens: Vec<SampledToken> = Vec::new();
+    while tokens.last().is_none_or(|token| token.finish.is_none()) {
+        let ask = SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output };
+        let token = drawn(digest, &ask);
+        output.push(token.id);
+        digest = mix(digest, u64::from(token.id) + 1);
+        tokens.push(token);
+    }
+    tokens
+}
+
+fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
+    let position = ask.output.len() as u32;
+    let random = mix(mix(digest, ask.params.seed), u64::from(ask.choice) << 32 | u64::from(position));
+    let id = (random % u64::from(VOCAB)) as TokenId;
+    let full =
+        position + 1 >= ask.params.max_tokens || ask.prompt.len() + ask.output.len() + 1 >= MAX_MODEL_LEN as usize;
+    let finish = match id {
+        0 => Some(FinishReason::Stop),
+        _ => full.then_some(FinishReason::Length),
+    };
+    SampledToken { choice: ask.choice, id, position, logprob: 0.0, top: Vec::new(), finish }
+}
+
+/// A spec over the pretended vocabulary. Prompts of one `family` are prefixes of each other.
+pub fn spec(family: u32, prompt_len: usize, choices: u32, max_tokens: u32, seed: u64) -> GenerateSpec {
+    let token = |i: usize| (mix(u64::from(family), i as u64) % u64::from(VOCAB)) as TokenId;
+    GenerateSpec {
+        prompt: (0..prompt_len.max(1)).map(token).collect(),
+        output: Vec::new(),
+        choices: 0..choices.max(1),
+        sampling: SamplingParams { max_tokens: max_tokens.max(1), seed, ..SamplingParams::default() },
+        cache_salt: Vec::new(),
+    }
+}
+
+/// Tells the bytes of one layer and head from those of another.
+fn tint(layer: u32, head: u32) -> u64 {
+    mix(u64::from(layer) + 1, u64::from(head) + 1)
+}
+
+/// splitmix64 over both.
+fn mix(state: u64, value: u64) -> u64 {
+    let mut z = (state ^ value.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,13 @@
+//! A pretended engine for tests: it moves and reads back real KV bytes, and its next token is a pure function of the history it finds
+//! there. A block that was shared, copied, shipped, evicted or addressed wrongly changes the tokens, and [`oracle`] says what they
+//! must be.
+
+mod engine;
+mod instance;
+mod script;
+mod world;
+
+pub use engine::{FakeEngine, FakeStore, MAX_MODEL_LEN, VOCAB, oracle, spec};
+pub use instance::{config, loaded};
+pub use script::check_plan;
+pub use world::{Kind, Size, World};
