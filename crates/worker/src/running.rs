@@ -102,40 +102,43 @@ impl Loaded {
         warn_if_open(address);
         let control = Control::new(me, role, self.engine.clone());
         let routes = server::routes(&control, &self.engine, kv);
-        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-        let accept = tokio::spawn(server::serve(listener, routes, stop.clone()));
-        let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), stop, accept));
+        let drain = CancellationToken::new();
+        let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, routes));
         tracing::info!(instance = %self.config.instance, %address, "ready");
         Ok(Running { address, pool: self.pool, engine: self.engine, drain, task })
     }
 }
 
-/// Until the drain is over or the engine is gone; then connections end.
+/// Serves until the drain is over or the engine is gone; then connections end.
 async fn live<R: RoleService>(
     control: Control<R>,
     engine: EngineHandle,
     drain: CancellationToken,
-    stop: CancellationToken,
-    accept: JoinHandle<()>,
+    listener: TcpListener,
+    routes: Router,
 ) {
-    tokio::select! {
-        () = engine.ended() => {}
-        () = drain.cancelled() => {
-            tracing::info!("draining");
-            control.start_draining();
-            tokio::select! {
-                () = engine.ended() => {}
-                drained = tokio::time::timeout(DRAIN, control.drained()) => match drained {
-                    Ok(()) => tracing::info!("drained"),
-                    Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "not drained in time, stopping"),
-                }
-            }
+    let stop = CancellationToken::new();
+    let until_stopped = async {
+        tokio::select! {
+            () = engine.ended() => {}
+            () = drained(&control, &drain) => {}
         }
-    }
-    control.close();
-    stop.cancel();
-    let _ = accept.await;
+        control.close();
+        stop.cancel();
+    };
+    tokio::join!(server::serve(listener, routes, stop.clone()), until_stopped);
     engine.shutdown();
+}
+
+/// Waits for the order to drain, then for the attempts that run.
+async fn drained<R: RoleService>(control: &Control<R>, drain: &CancellationToken) {
+    drain.cancelled().await;
+    tracing::info!("draining");
+    control.start_draining();
+    match tokio::time::timeout(DRAIN, control.drained()).await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!(seconds = DRAIN.as_secs(), "not drained in time, stopping"),
+    }
 }
 
 impl Running {

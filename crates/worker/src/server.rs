@@ -12,6 +12,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use proto::control::worker_server::WorkerServer;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, RoleService};
@@ -51,16 +52,18 @@ fn answer_metrics(engine: &EngineHandle) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.metrics().render())
 }
 
-/// Accepts until `stop`; then open connections may send what is left.
+/// Accepts until `stop`; then open connections may send what is left. Dropping the future ends them all at once.
 pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
     let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => connect(stream, routes.clone(), &graceful),
+            Ok((stream, _)) => connect(stream, routes.clone(), &graceful, &mut connections),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -71,7 +74,7 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: Cancellat
     let _ = tokio::time::timeout(FLUSH, graceful.shutdown()).await;
 }
 
-fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown) {
+fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown, connections: &mut JoinSet<()>) {
     // Tokens are small messages that must not wait for company.
     let _ = stream.set_nodelay(true);
     let mut builder = Builder::new(TokioExecutor::new());
@@ -87,7 +90,7 @@ fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown) {
         .max_concurrent_streams(STREAMS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).into_owned();
     let connection = graceful.watch(connection);
-    tokio::spawn(async move {
+    connections.spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection ended");
         }
