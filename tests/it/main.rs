@@ -1,1 +1,4 @@
 //! All integration tests, one binary: a module says what belongs in it.
+
+/// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.
+mod workers;

@@ -1,1 +1,3 @@
 //! Cluster harness and the integration tests, one binary.
+
+pub mod workers;
