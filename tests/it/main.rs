@@ -1,4 +1,6 @@
 //! All integration tests, one binary: a module says what belongs in it.
 
+/// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.
+mod parity;
 /// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.
 mod workers;
