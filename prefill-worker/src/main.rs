@@ -1,9 +1,18 @@
 //! The prefill instance as a program of its own.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
-/// Sockets only; the engine has threads of its own.
+/// Two threads are for sockets only; the engine has threads of its own.
 #[tokio::main(worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
-    prefill_worker::run(prefill_worker::Args::parse()).await
+async fn main() -> ExitCode {
+    match prefill_worker::run(prefill_worker::Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line that names value, place and fix; a backtrace helps nobody who runs this.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,4 +1,5 @@
 //! All integration tests, one binary: a module says what belongs in it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 /// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.
 mod parity;
