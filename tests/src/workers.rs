@@ -131,16 +131,16 @@ impl Pair {
             live.insert(name, request);
         }
         while !live.values().all(|request| request.prefill_over && request.decode_over) {
-            let (from_prefill, body) = tokio::select! {
-                body = self.to_prefill.next(), if self.prefill.is_some() => (true, body),
-                body = self.to_decode.next() => (false, body),
+            let body = tokio::select! {
+                body = self.to_prefill.next(), if self.prefill.is_some() => body,
+                body = self.to_decode.next() => body,
             };
             let body = body.expect("both workers stay");
             let Some(name) = name_of(&body) else { continue };
             // A cancelled request's last messages may still arrive.
             if let Some(request) = live.get_mut(&name).filter(|request| !(request.prefill_over && request.decode_over))
             {
-                self.on(&name, request, from_prefill, body).await;
+                self.on(&name, request, body).await;
             }
         }
         let finish = |mut outcome: Outcome| {
@@ -150,7 +150,7 @@ impl Pair {
         live.into_iter().map(|(name, request)| (name, finish(request.outcome))).collect()
     }
 
-    async fn on(&mut self, name: &str, request: &mut Request, from_prefill: bool, body: Body) {
+    async fn on(&mut self, name: &str, request: &mut Request, body: Body) {
         match body {
             Body::Reserved(reserved) => self.reserved(name, request, reserved).await,
             Body::FirstTokens(first) => self.first_tokens(name, request, first).await,
@@ -162,10 +162,6 @@ impl Pair {
                 request.outcome.prefill = tokens.prefill.or(request.outcome.prefill);
                 request.outcome.tokens.extend(tokens.tokens.into_iter().map(Into::into));
                 self.cancel_if(name, request, CancelAt::SecondToken).await;
-            }
-            Body::Failed(failed) if from_prefill => {
-                request.outcome.failed.push(failed);
-                self.cancel(name, request).await;
             }
             Body::Failed(failed) => {
                 request.outcome.failed.push(failed);
