@@ -1,1 +1,11 @@
-//! The front door: one binary with every role, and up to start them all.
+//! The front door: one binary that holds every role, and `up`, which starts a whole cluster by re-running itself once per role.
+//!
+//! `pdserve` without a command means `up` with the demo model that is embedded in the binary.
+
+mod cli;
+mod demo;
+mod parent;
+mod up;
+
+pub use cli::{Cli, main};
+pub use demo::{DEMO_NAME, materialise as materialise_demo_model};

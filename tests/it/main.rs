@@ -1,7 +1,14 @@
 //! All integration tests, one binary: a module says what belongs in it.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+/// Real clusters whose workers die or freeze in the middle.
+mod faults;
+/// Start-up from rank tables as the original guide does it.
+mod guide;
+/// Which room may know which.
+mod layers;
 /// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.
 mod parity;
+/// `pdserve up` and HTTP, as a user meets them.
+mod product;
 /// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.
 mod workers;

@@ -1,0 +1,177 @@
+//! Decides everything about the cluster before a process starts: ports, rank tables, threads, command lines.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use super::Args;
+use super::tables::{Shape, WorkerTable};
+use crate::demo;
+
+/// Where workers listen: nothing but this machine talks to them.
+const WORKER_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// A cluster of `up` lives on one machine; more than this is a typing error.
+const INSTANCES_MAX: usize = 64;
+
+/// The cluster as it will be started.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) roles: Vec<RolePlan>,
+    address: SocketAddr,
+    pub(super) run_dir: PathBuf,
+    pub(super) verbose: bool,
+    model_name: String,
+    shape: String,
+    is_demo: bool,
+}
+
+/// One process: its name in the rank table, its command line after the program's name, its environment.
+#[derive(Debug, Clone)]
+pub(super) struct RolePlan {
+    pub(super) name: String,
+    pub(super) args: Vec<String>,
+    pub(super) env: Vec<(&'static str, String)>,
+}
+
+impl Plan {
+    /// Checks the arguments against this machine, writes the rank tables, and fixes each role's command line.
+    pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
+        ensure!(args.decode >= 1, "--decode is 0: a cluster needs at least one decode instance");
+        let instances = args.prefill + args.decode;
+        ensure!(
+            instances <= INSTANCES_MAX,
+            "{instances} instances asked for; one machine gets at most {INSTANCES_MAX}"
+        );
+        let address = free_address(args.host, args.port)?;
+        let model = model_dir(args)?;
+        let model_name = model_name(args, &model);
+        let run_dir = run_dir(args)?;
+        let shape = Shape {
+            ip: WORKER_IP,
+            prefill: args.prefill,
+            decode: args.decode,
+            tensor_parallel_size: args.tensor_parallel_size,
+        };
+        let tables = shape.write_tables(address, &run_dir)?;
+        let env = |local: &Path| {
+            vec![
+                ("GLOBAL_RANK_TABLE_FILE_PATH", tables.global.display().to_string()),
+                ("RANK_TABLE_FILE_PATH", local.display().to_string()),
+            ]
+        };
+        let mut roles = vec![RolePlan {
+            name: "scheduler".to_owned(),
+            args: scheduler_args(args, &model, &model_name, address),
+            env: env(&tables.scheduler),
+        }];
+        let threads = args.threads.unwrap_or_else(|| threads_per_worker(instances));
+        for worker in &tables.workers {
+            roles.push(RolePlan {
+                name: worker.name.clone(),
+                args: worker_args(args, &model, worker, threads),
+                env: env(&worker.file),
+            });
+        }
+        let shape = format!("{} prefill + {} decode, {threads} threads each", args.prefill, args.decode);
+        let is_demo = args.model.is_none();
+        Ok(Self { roles, address, run_dir, verbose: args.verbose, model_name, shape, is_demo })
+    }
+
+    /// Where a client on this machine finds the scheduler.
+    pub(super) fn scheduler_address(&self) -> SocketAddr {
+        if self.address.ip().is_unspecified() { SocketAddr::new(WORKER_IP, self.address.port()) } else { self.address }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        format!("{} with {} (logs in {})", self.shape, self.model_name, self.run_dir.join("logs").display())
+    }
+
+    /// What a new user needs next: where to talk to and a line that works.
+    pub(super) fn welcome(&self, took: Duration) -> String {
+        let url = format!("http://{}", self.scheduler_address());
+        let question = if self.is_demo { "What is prefill/decode disaggregation?" } else { "Hello!" };
+        format!(
+            "\npdserve is ready after {:.1} s: {}\n\n  URL    {url}/v1\n  model  {}\n  try    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n           -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'\n\n\
+             Add \"stream\": true to see tokens as they come. State: {url}/ready  Metrics: {url}/metrics\nCtrl-C drains and ends all of it.\n",
+            took.as_secs_f64(),
+            self.shape,
+            self.model_name,
+            self.model_name,
+        )
+    }
+}
+
+fn model_dir(args: &Args) -> anyhow::Result<PathBuf> {
+    match &args.model {
+        None => demo::materialise(&demo::cache_dir()).or_else(|_| demo::materialise(&std::env::temp_dir())),
+        Some(dir) => {
+            ensure!(dir.join("config.json").is_file(), "--model {}: there is no config.json in it", dir.display());
+            dir.canonicalize().with_context(|| format!("--model {}", dir.display()))
+        }
+    }
+}
+
+fn model_name(args: &Args, model: &Path) -> String {
+    let directory = || model.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let default = || if args.model.is_none() { demo::DEMO_NAME.to_owned() } else { directory() };
+    args.served_model_name.clone().unwrap_or_else(default)
+}
+
+fn run_dir(args: &Args) -> anyhow::Result<PathBuf> {
+    let default = || std::env::temp_dir().join(format!("pdserve-{}", std::process::id()));
+    let dir = args.run_dir.clone().unwrap_or_else(default);
+    for sub in ["logs", "pids"] {
+        fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot create {}", dir.join(sub).display()))?;
+    }
+    Ok(dir)
+}
+
+/// The scheduler's address, checked to be free; port 0 becomes a free one.
+fn free_address(host: IpAddr, port: u16) -> anyhow::Result<SocketAddr> {
+    let wanted = SocketAddr::new(host, port);
+    let bound =
+        TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}; choose another with --port"))?;
+    Ok(bound.local_addr()?)
+}
+
+/// Workers of one machine share its cores evenly.
+fn threads_per_worker(workers: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    (cores / workers).max(1)
+}
+
+fn flag(args: &mut Vec<String>, name: &str, value: Option<impl ToString>) {
+    if let Some(value) = value {
+        args.push(format!("--{name}={}", value.to_string()));
+    }
+}
+
+fn scheduler_args(args: &Args, model: &Path, model_name: &str, address: SocketAddr) -> Vec<String> {
+    let mut list = vec!["scheduler".to_owned()];
+    flag(&mut list, "model", Some(model.display()));
+    flag(&mut list, "served-model-name", Some(model_name));
+    flag(&mut list, "host", Some(address.ip()));
+    flag(&mut list, "port", Some(address.port()));
+    flag(&mut list, "max-model-len", args.max_model_len);
+    list
+}
+
+fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) -> Vec<String> {
+    let mut list = vec![format!("{}-worker", worker.role)];
+    flag(&mut list, "model", Some(model.display()));
+    flag(&mut list, "host", Some(WORKER_IP));
+    flag(&mut list, "port", Some(worker.port));
+    flag(&mut list, "threads", Some(threads));
+    flag(&mut list, "tensor-parallel-size", Some(args.tensor_parallel_size));
+    flag(&mut list, "max-model-len", args.max_model_len);
+    flag(&mut list, "max-num-seqs", args.max_num_seqs);
+    flag(&mut list, "max-num-batched-tokens", args.max_num_batched_tokens);
+    flag(&mut list, "block-size", args.block_size);
+    flag(&mut list, "kv-cache-memory", args.kv_cache_memory.as_ref());
+    flag(&mut list, "kv-cache-dtype", args.kv_cache_dtype.as_ref());
+    flag(&mut list, "kv-transports", args.kv_transports.as_ref());
+    list
+}

@@ -1,0 +1,66 @@
+//! Waits until the scheduler says that a prompt went from P to D and back, and shows what it waits for meanwhile.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::time::{Instant, sleep};
+
+use super::plan::Plan;
+use super::supervise::Cluster;
+
+const POLL: Duration = Duration::from_millis(40);
+/// How often the terminal hears what is missing.
+const SAY_EVERY: Duration = Duration::from_secs(2);
+const ANSWER_BYTES_MAX: usize = 256 << 10;
+
+/// Returns when `/ready` answers 200, or with an error as soon as a process ends.
+pub(super) async fn wait(plan: &Plan, cluster: &mut Cluster<'_>) -> anyhow::Result<()> {
+    tokio::select! {
+        error = cluster.first_exit() => Err(error),
+        () = poll_until_ready(plan) => Ok(()),
+    }
+}
+
+async fn poll_until_ready(plan: &Plan) {
+    let mut say_at = Instant::now() + SAY_EVERY;
+    loop {
+        let waiting_for = match ask(plan).await {
+            Ok(None) => return,
+            Ok(Some(waiting_for)) => waiting_for,
+            Err(_) => "the scheduler to listen".to_owned(),
+        };
+        if Instant::now() >= say_at {
+            println!("  waiting for {waiting_for}");
+            say_at = Instant::now() + SAY_EVERY;
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// `None` when ready, else what the scheduler says is missing.
+async fn ask(plan: &Plan) -> anyhow::Result<Option<String>> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let uri = format!("http://{}/ready", plan.scheduler_address()).parse()?;
+    let answer = client.get(uri).await?;
+    if answer.status().is_success() {
+        return Ok(None);
+    }
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let state: serde_json::Value = serde_json::from_slice(&body)?;
+    Ok(Some(describe(&state)))
+}
+
+/// Picks the instances that are not ready out of `/ready`'s JSON.
+fn describe(state: &serde_json::Value) -> String {
+    let instances = state["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let missing = instances.iter().filter(|instance| instance["ready"] != true).map(|instance| {
+        let text = |key: &str| instance[key].as_str().unwrap_or("?").to_owned();
+        format!("{} at {} ({})", text("instance"), text("address"), text("reason"))
+    });
+    let missing: Vec<_> = missing.collect();
+    if missing.is_empty() { "a first prompt to go through".to_owned() } else { missing.join(", ") }
+}

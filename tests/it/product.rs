@@ -1,0 +1,73 @@
+//! The product as a user meets it: `pdserve up` with real processes, talked to over HTTP.
+
+use serde_json::json;
+use tests::{Client, Oracle, ProcessCluster, demo_model};
+
+const PDSERVE: &str = env!("CARGO_BIN_EXE_pdserve-under-test");
+const CHAT: &str = "/v1/chat/completions";
+
+/// Documented questions with their answers.
+fn questions() -> Vec<(String, String)> {
+    let file = std::fs::read_to_string(demo_model().join("questions.json")).unwrap();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&file).unwrap();
+    list.iter().map(|q| (q["question"].as_str().unwrap().into(), q["answer"].as_str().unwrap().into())).collect()
+}
+
+fn greedy(question: &str) -> serde_json::Value {
+    json!({"model": "pdserve-demo", "temperature": 0, "max_tokens": 200, "messages": [{"role": "user", "content": question}]})
+}
+
+async fn ask(client: &Client, question: &str) -> String {
+    client.post(CHAT, &greedy(question)).await.text().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_model_answers_its_questions_and_ctrl_c_ends_everything() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let client = cluster.client();
+    let all = questions();
+    assert!(all.len() >= 150, "{} documented questions", all.len());
+    for (question, answer) in all.iter().step_by(8) {
+        assert_eq!(&ask(&client, question).await, answer, "{question}");
+    }
+    let (question, answer) = &all[0];
+    let mut stream = client.stream(CHAT, &greedy(question)).await;
+    assert_eq!(&stream.text(0).await, answer, "streamed");
+    let pids: Vec<_> = ["scheduler", "prefill-0", "decode-0"].iter().filter_map(|role| cluster.pid(role)).collect();
+    assert_eq!(pids.len(), 3);
+    assert_eq!(cluster.interrupt(), Some(0));
+    for pid in pids {
+        assert!(rustix::process::test_kill_process(pid).is_err(), "process {pid:?} is still there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_2p2d_cluster_gives_64_concurrent_streams_the_single_process_texts() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+    let mut oracle = Oracle::load(&demo_model());
+    let asked: Vec<_> = questions().into_iter().take(64).map(|(question, _)| question).collect();
+    let streams = asked.iter().map(|question| {
+        let client = cluster.client();
+        async move { client.stream(CHAT, &greedy(question)).await.text(0).await }
+    });
+    let texts = futures::future::join_all(streams).await;
+    for (question, text) in asked.iter().zip(texts) {
+        assert_eq!(text, oracle.answer(question, 200), "{question}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregated_instance_and_tensor_parallel_pairs_give_the_same_texts() {
+    let mut oracle = Oracle::load(&demo_model());
+    let asked: Vec<_> = questions().into_iter().step_by(31).map(|(question, _)| question).collect();
+    for args in [
+        &["--prefill", "0", "--decode", "1"][..],
+        &["--tensor-parallel-size", "2", "--kv-transports", "tcp"][..],
+        &["--kv-transports", "grpc", "--block-size", "32", "--max-num-batched-tokens", "16"][..],
+    ] {
+        let cluster = ProcessCluster::up(PDSERVE, args);
+        for question in &asked {
+            assert_eq!(ask(&cluster.client(), question).await, oracle.answer(question, 200), "{args:?}: {question}");
+        }
+    }
+}
