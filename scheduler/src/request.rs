@@ -84,6 +84,9 @@ pub(crate) async fn serve(
     story.tell().await
 }
 
+/// Before an instance that said it is full is asked again: some decode steps, in which others may end.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 struct Story<'a> {
     cluster: &'a Arc<Cluster>,
     admission: &'a Admission,
@@ -195,6 +198,10 @@ impl Story<'_> {
         let _head = tokio::time::timeout_at(until.into(), place.head()).await;
         let _head = _head.map_err(|_| RequestError::NoRoom { waited })?;
         loop {
+            if !leg.tried.busy.is_empty() {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                leg.tried.busy.clear();
+            }
             let mut changed = std::pin::pin!(self.cluster.changed());
             changed.as_mut().enable();
             match self.ask(leg)? {
@@ -226,10 +233,8 @@ impl Story<'_> {
             Some(route) => self.cluster.route_by(route, &facts),
             None => self.cluster.route(&facts),
         };
-        let busy = !std::mem::take(&mut leg.tried.busy).is_empty();
         match routed {
             Routed::Go { booked, prefill, decode } => {
-                (leg.waiting_since, leg.absent_since) = (None, None);
                 leg.prefill = prefill.as_ref().map(|connection| (connection.slot, connection.generation));
                 leg.decode = Some((decode.slot, decode.generation));
                 let key = RequestKey { request: self.request.id.clone(), epoch: leg.epoch };
@@ -239,8 +244,8 @@ impl Story<'_> {
                 Ok(Asked::Go(Path { booked, prefill, decode, chain, key }))
             }
             Routed::Wait => Ok(Asked::NoRoom),
-            // Those that are there said that they are full: ask them again when something changed.
-            Routed::Absent(_) if busy => Ok(Asked::NoRoom),
+            // Those that are there have just said that they are full.
+            Routed::Absent(_) if !leg.tried.busy.is_empty() => Ok(Asked::NoRoom),
             Routed::Absent(role) => Ok(Asked::Absent(role)),
             Routed::TooLong { tokens_max } => Err(RequestError::TooLong { tokens: facts.tokens, tokens_max }),
         }

@@ -1,0 +1,240 @@
+//! What clients send and get, on a cluster where nothing fails.
+
+use serde_json::{Value, json};
+
+use crate::support::client::{get, post, request, send, stream};
+use crate::support::fake_worker::{FakeWorker, continuation};
+use crate::support::{Cluster, ids};
+
+async fn cluster() -> Cluster {
+    Cluster::start(1, 1, |_| {}).await
+}
+
+/// The text pieces of a stream, per choice, and its finish reasons.
+fn texts(events: &[String], pick: impl Fn(&Value) -> Option<String>, choices: usize) -> (Vec<String>, Vec<String>) {
+    let (mut texts, mut finishes) = (vec![String::new(); choices], vec![String::new(); choices]);
+    for event in events.iter().filter(|event| *event != "[DONE]") {
+        let chunk: Value = serde_json::from_str(event).unwrap();
+        for choice in chunk["choices"].as_array().unwrap() {
+            let index = choice["index"].as_u64().unwrap() as usize;
+            texts[index] += &pick(choice).unwrap_or_default();
+            finishes[index] += choice["finish_reason"].as_str().unwrap_or_default();
+        }
+    }
+    (texts, finishes)
+}
+
+fn text_of(choice: &Value) -> Option<String> {
+    choice["text"].as_str().map(str::to_owned)
+}
+
+fn content_of(choice: &Value) -> Option<String> {
+    choice["delta"]["content"].as_str().map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_completion_goes_through_both_workers() {
+    let cluster = cluster().await;
+    let body = json!({"model": "fake", "prompt": "hello", "max_tokens": 20});
+    let answer = post(cluster.address(), "/v1/completions", body).await;
+    let json = answer.json();
+    assert_eq!(answer.status, 200, "{json}");
+    assert_eq!(json["object"], "text_completion");
+    assert_eq!(json["model"], "fake");
+    assert_eq!(json["choices"][0]["text"], continuation("hello", 0, 20));
+    assert_eq!(json["choices"][0]["finish_reason"], "length");
+    assert_eq!(json["usage"]["prompt_tokens"], 5);
+    assert_eq!(json["usage"]["completion_tokens"], 20);
+    let kinds = |worker: &FakeWorker| worker.seen().into_iter().map(|(kind, _)| kind).collect::<Vec<_>>();
+    assert_eq!(kinds(cluster.worker("prefill-0")), ["prefill"]);
+    assert_eq!(kinds(cluster.worker("decode-0")), ["reserve", "generate"]);
+    assert_eq!((cluster.workers[0].held(), cluster.workers[1].held()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_chat_renders_the_template() {
+    let cluster = cluster().await;
+    let body = json!({"model": "alias", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12});
+    let answer = post(cluster.address(), "/v1/chat/completions", body).await;
+    let json = answer.json();
+    assert_eq!(answer.status, 200, "{json}");
+    assert_eq!(json["object"], "chat.completion");
+    assert_eq!(json["model"], "fake", "the first served name, whatever alias was used");
+    assert_eq!(json["choices"][0]["message"]["content"], continuation("user: hi\n", 0, 12));
+    assert_eq!(json["usage"]["prompt_tokens"], "user: hi\n".len());
+}
+
+#[tokio::test]
+async fn a_chat_streams_in_order() {
+    let cluster = cluster().await;
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 30, "n": 2, "stream": true,
+        "stream_options": {"include_usage": true}});
+    let events = stream(cluster.address(), "/v1/chat/completions", body).await.events().await;
+    let chunk = |at: usize| serde_json::from_str::<Value>(&events[at]).unwrap();
+    for index in 0..2 {
+        assert_eq!(chunk(index)["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+        assert_eq!(chunk(index)["choices"][0]["index"], index);
+    }
+    let (texts, finishes) = texts(&events, content_of, 2);
+    assert_eq!(texts, [0, 1].map(|choice| continuation("user: hi\n", choice, 30)));
+    assert_eq!(finishes, ["length", "length"]);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    let usage = chunk(events.len() - 2);
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], 60);
+}
+
+#[tokio::test]
+async fn a_completion_streams_several_prompts() {
+    let cluster = cluster().await;
+    let body = json!({"prompt": ["one", "two"], "max_tokens": 10, "n": 2, "stream": true});
+    let events = stream(cluster.address(), "/v1/completions", body).await.events().await;
+    let (texts, finishes) = texts(&events, text_of, 4);
+    let expected = [("one", 0), ("one", 1), ("two", 0), ("two", 1)];
+    assert_eq!(texts, expected.map(|(prompt, choice)| continuation(prompt, choice, 10)));
+    assert!(finishes.iter().all(|finish| finish == "length"));
+    assert_eq!(events.last().unwrap(), "[DONE]");
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_text_and_the_work() {
+    let cluster = cluster().await;
+    let whole = continuation("hello", 0, 400);
+    let stop = &whole[50..54];
+    let end = whole.find(stop).unwrap();
+    let body = json!({"prompt": "hello", "max_tokens": 4000, "stop": [stop]});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    assert_eq!(json["choices"][0]["text"], whole[..end]);
+    assert_eq!(json["choices"][0]["finish_reason"], "stop");
+    assert_eq!(json["choices"][0]["stop_reason"], stop);
+    let decode = cluster.worker("decode-0");
+    cluster.until("cancelled", || async { decode.count("cancel") == 1 && decode.held() == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_first_token_can_be_the_last() {
+    let cluster = cluster().await;
+    let first = continuation("hello", 0, 1);
+    let check = async |extra: Value, finish: &str, text: &str| {
+        let mut body = json!({"prompt": "hello", "max_tokens": 8});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let json = post(cluster.address(), "/v1/completions", body).await.json();
+        assert_eq!(json["choices"][0]["finish_reason"], finish, "{extra}");
+        assert_eq!(json["choices"][0]["text"], text, "{extra}");
+    };
+    check(json!({"max_tokens": 1}), "length", &first).await;
+    check(json!({"stop_token_ids": ids(&first)}), "stop", "").await;
+    check(json!({"stop": [first]}), "stop", "").await;
+    let decode = cluster.worker("decode-0");
+    cluster.until("reservations cancelled", || async { decode.held() == 0 && decode.count("cancel") == 3 }).await;
+    assert_eq!(decode.count("generate"), 0);
+}
+
+#[tokio::test]
+async fn one_of_two_choices_can_end_first() {
+    let cluster = cluster().await;
+    let (first, second) = (continuation("hello", 0, 1), continuation("hello", 1, 60));
+    let stop = &second[30..33];
+    let expected = second.find(stop).unwrap();
+    assert_ne!(first, second[..1], "the prompt must make the choices differ");
+    let body = json!({"prompt": "hello", "n": 2, "max_tokens": 60, "stop_token_ids": ids(&first), "stop": [stop]});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    assert_eq!(json["choices"][0]["text"], "");
+    let ends = second.find(&first).unwrap_or(60).min(expected);
+    assert_eq!(json["choices"][1]["text"], second[..ends]);
+}
+
+#[tokio::test]
+async fn logprobs_and_token_ids_are_shown_when_asked_for() {
+    let cluster = cluster().await;
+    let text = continuation("hello", 0, 3);
+    let body = json!({"prompt": "hello", "max_tokens": 3, "logprobs": 1, "return_token_ids": true});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    let choice = &json["choices"][0];
+    assert_eq!(choice["logprobs"]["token_logprobs"], json!([-0.5, -0.5, -0.5]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 2]));
+    assert_eq!(choice["token_ids"], json!(ids(&text)));
+    assert_eq!(choice["prompt_token_ids"], json!(ids("hello")));
+}
+
+#[tokio::test]
+async fn echo_repeats_the_prompt() {
+    let cluster = cluster().await;
+    let expected = format!("hello{}", continuation("hello", 0, 4));
+    let body = json!({"prompt": "hello", "max_tokens": 4, "echo": true});
+    let json = post(cluster.address(), "/v1/completions", body.clone()).await.json();
+    assert_eq!(json["choices"][0]["text"], expected);
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let events = stream(cluster.address(), "/v1/completions", streamed).await.events().await;
+    assert_eq!(texts(&events, text_of, 1).0, [expected]);
+    let body = json!({"prompt": "hello", "max_tokens": 0, "echo": true});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    assert_eq!(json["choices"][0]["text"], "hello");
+}
+
+#[tokio::test]
+async fn errors_have_their_status_and_shape() {
+    let cluster = cluster().await;
+    let check = async |method: &str, path: &str, body: String, status: u16, part: &str| {
+        let answer = send(cluster.address(), request(method, path, body)).await;
+        let json = answer.json();
+        assert_eq!(answer.status, status, "{json}");
+        assert_eq!(json["error"]["code"], status);
+        assert!(json["error"]["message"].as_str().unwrap().contains(part), "{json}");
+        assert!(answer.headers.contains_key("x-request-id"));
+    };
+    let completion = |fields: Value| fields.to_string();
+    check("GET", "/nowhere", String::new(), 404, "no such path").await;
+    check("GET", "/v1/completions", String::new(), 405, "method").await;
+    check("POST", "/v1/completions", "{".into(), 400, "not valid JSON").await;
+    check("POST", "/v1/completions", completion(json!({"prompt": "x", "model": "other"})), 404, "does not exist").await;
+    let long = completion(json!({"prompt": "x".repeat(5000)}));
+    check("POST", "/v1/completions", long, 400, "maximum context length is 4096 tokens").await;
+    let long = completion(json!({"prompt": "x", "max_tokens": 5000}));
+    check("POST", "/v1/completions", long, 400, "maximum context length is 4096 tokens").await;
+    check("POST", "/v1/completions", completion(json!({"prompt": [999]})), 400, "vocabulary").await;
+    check("POST", "/v1/completions", " ".repeat((4 << 20) + 1), 413, "larger than").await;
+    check("GET", "/v1/models/other", String::new(), 404, "does not exist").await;
+}
+
+#[tokio::test]
+async fn models_are_listed_and_retrieved() {
+    let cluster = cluster().await;
+    let json = get(cluster.address(), "/v1/models").await.json();
+    let ids: Vec<&str> = json["data"].as_array().unwrap().iter().filter_map(|card| card["id"].as_str()).collect();
+    assert_eq!(ids, ["fake", "alias"]);
+    let json = get(cluster.address(), "/v1/models/alias").await.json();
+    assert_eq!((&json["id"], &json["max_model_len"]), (&json!("alias"), &json!(4096)));
+}
+
+#[tokio::test]
+async fn a_request_id_is_echoed_and_reaches_the_workers() {
+    let cluster = cluster().await;
+    for _ in 0..2 {
+        let mut asked = request("POST", "/v1/completions", json!({"prompt": "x", "max_tokens": 2}).to_string());
+        asked.headers_mut().insert("x-request-id", "my id/7".parse().unwrap());
+        let answer = send(cluster.address(), asked).await;
+        assert_eq!(answer.headers["x-request-id"], "myid7");
+        assert_eq!(answer.json()["id"], "cmpl-myid7");
+    }
+    let mut seen: Vec<String> = cluster.worker("prefill-0").seen().into_iter().map(|(_, key)| key).collect();
+    assert!(seen.iter().all(|key| key.starts_with("myid7-")), "{seen:?}");
+    seen.dedup();
+    assert_eq!(seen.len(), 2, "the same id twice is two requests: {seen:?}");
+}
+
+#[tokio::test]
+async fn status_pages_answer() {
+    let cluster = cluster().await;
+    post(cluster.address(), "/v1/completions", json!({"prompt": "hello", "max_tokens": 3})).await;
+    let health = get(cluster.address(), "/health").await;
+    assert_eq!((health.status, health.body.len()), (200, 0));
+    assert!(get(cluster.address(), "/version").await.json()["version"].is_string());
+    let metrics = get(cluster.address(), "/metrics").await.text();
+    for sample in
+        ["vllm:generation_tokens_total{model_name=\"fake\"} 3", "vllm:prompt_tokens_total{model_name=\"fake\"} 5"]
+    {
+        assert!(metrics.contains(sample), "{sample} not in {metrics}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Workers that die, freeze or refuse: the text stays the same, or the error is clean.
+
+use std::time::Duration;
+
+use proto::control::FailCode;
+use serde_json::{Value, json};
+
+use crate::support::Cluster;
+use crate::support::client::{get, post, stream};
+use crate::support::fake_worker::{Fake, continuation};
+
+/// One completion of `tokens` tokens; its text must be what undisturbed workers make.
+async fn check_text(cluster: &Cluster, tokens: usize, n: u32) {
+    let body = json!({"prompt": "hello", "max_tokens": tokens, "n": n});
+    let answer = post(cluster.address(), "/v1/completions", body).await;
+    let json = answer.json();
+    assert_eq!(answer.status, 200, "{json}");
+    for choice in 0..n {
+        assert_eq!(json["choices"][choice as usize]["text"], continuation("hello", choice, tokens));
+    }
+    assert_eq!(json["usage"]["completion_tokens"], tokens * n as usize);
+}
+
+fn only(name: &'static str, change: impl Fn(&mut Fake)) -> impl Fn(&mut Fake) {
+    move |fake| {
+        if fake.name == name {
+            change(fake);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_decode_worker_that_dies_at_any_token_changes_nothing() {
+    for k in [0, 1, 2, 7, 18] {
+        let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(k))).await;
+        check_text(&cluster, 20, 1).await;
+        assert!(cluster.worker("decode-0").is_down(), "k = {k}: it was used");
+    }
+}
+
+#[tokio::test]
+async fn both_choices_go_on_after_a_death() {
+    let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(11))).await;
+    check_text(&cluster, 20, 2).await;
+    assert!(cluster.worker("decode-0").is_down());
+    assert_eq!(cluster.worker("decode-1").count("generate"), 2, "each choice by itself");
+}
+
+#[tokio::test]
+async fn a_prefill_worker_that_dies_before_the_first_token_is_replaced() {
+    let cluster = Cluster::start(2, 1, only("prefill-0", |fake| fake.dies_after = Some(0))).await;
+    check_text(&cluster, 20, 2).await;
+    assert!(cluster.worker("prefill-0").is_down());
+    assert_eq!(cluster.worker("prefill-1").count("prefill"), 1);
+}
+
+#[tokio::test]
+async fn a_frozen_worker_is_taken_for_dead() {
+    for (name, after) in [("decode-0", 5), ("prefill-0", 0)] {
+        let cluster = Cluster::start(2, 2, only(name, |fake| fake.freezes_after = Some(after))).await;
+        check_text(&cluster, 20, 1).await;
+        assert!(cluster.worker(name).is_down(), "{name} was used");
+    }
+}
+
+#[tokio::test]
+async fn streams_survive_a_death_and_say_nothing_twice() {
+    let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(200))).await;
+    let one = async |prompt: String| {
+        let body = json!({"prompt": prompt, "max_tokens": 60, "stream": true});
+        let events = stream(cluster.address(), "/v1/completions", body).await.events().await;
+        assert_eq!(events.last().unwrap(), "[DONE]");
+        let chunks = events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok());
+        let text: String = chunks.map(|chunk| chunk["choices"][0]["text"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(text, continuation(&prompt, 0, 60));
+    };
+    futures::future::join_all((0..16).map(|number| one(format!("prompt {number}")))).await;
+    assert!(cluster.worker("decode-0").is_down());
+}
+
+#[tokio::test]
+async fn a_worker_that_fails_each_request_is_left_alone_after_five() {
+    let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.fails = Some(FailCode::FailInternal))).await;
+    for _ in 0..20 {
+        check_text(&cluster, 4, 1).await;
+    }
+    let tried = cluster.worker("decode-0").count("reserve");
+    assert!((5..10).contains(&tried), "{tried}");
+}
+
+#[tokio::test]
+async fn a_full_worker_is_passed_over_and_asked_again() {
+    let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.fails = Some(FailCode::FailNoBlocks))).await;
+    check_text(&cluster, 10, 1).await;
+    let busy = |fake: &mut Fake| {
+        if fake.name == "decode-0" {
+            fake.fails = Some(FailCode::FailQueueFull);
+        }
+    };
+    let wait = |config: &mut scheduler::Config| config.timings.wait = Duration::from_millis(300);
+    let cluster = Cluster::start_unready(1, 1, busy, wait).await;
+    cluster.ready().await;
+    let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "x"})).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.json()["error"]["message"].as_str().unwrap().starts_with("no room"), "{}", answer.text());
+    assert!(cluster.worker("decode-0").count("reserve") > 1, "it was asked again while waiting");
+}
+
+#[tokio::test]
+async fn a_request_that_a_worker_calls_bad_is_not_retried() {
+    let cluster = Cluster::start(1, 2, |fake| fake.fails = Some(FailCode::FailBadRequest)).await;
+    let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "x"})).await;
+    assert_eq!(answer.status, 400);
+    let tried: usize = cluster.workers.iter().map(|worker| worker.count("reserve")).sum();
+    assert_eq!(tried, 1);
+}
+
+#[tokio::test]
+async fn a_lost_stream_ends_with_an_error_and_no_done() {
+    let cluster = Cluster::start(1, 1, only("decode-0", |fake| fake.dies_after = Some(10))).await;
+    let body = json!({"prompt": "hello", "max_tokens": 60, "stream": true});
+    let events = stream(cluster.address(), "/v1/completions", body).await.events().await;
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["code"], 503, "{last}");
+    assert!(!events.contains(&"[DONE]".to_owned()));
+}
+
+#[tokio::test]
+async fn without_prefill_instances_requests_are_refused_and_streams_go_on() {
+    let cluster = Cluster::start(1, 1, |fake| fake.step = Duration::from_millis(10)).await;
+    let body = json!({"prompt": "hello", "max_tokens": 100, "stream": true});
+    let mut open = stream(cluster.address(), "/v1/completions", body).await;
+    open.event().await.unwrap();
+    cluster.worker("prefill-0").kill();
+    let json = |answer: String| serde_json::from_str::<Value>(&answer).unwrap();
+    let absent = || async { json(get(cluster.address(), "/ready").await.text())["instances"][0]["state"] == "absent" };
+    cluster.until("absent", absent).await;
+    let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "x"})).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["error"]["message"], "no prefill instance is available; try again soon");
+    assert_eq!(open.events().await.last().unwrap(), "[DONE]");
+}

@@ -1,0 +1,8 @@
+//! The scheduler in front of fake workers that speak the real protocol over loopback.
+
+mod support;
+
+mod api; // what clients send and get
+mod cancel; // clients that leave, streams that stay
+mod failover; // workers that die, freeze, refuse
+mod readiness; // who is taken into the cluster, and what /ready says

@@ -1,0 +1,380 @@
+//! A worker without a model that speaks the real protocol: its next token is a pure function of the history.
+//!
+//! So any way through any fakes gives the same text, and [`continuation`] says which.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
+use proto::control::worker_server::{Worker, WorkerServer};
+use proto::control::{
+    self, FailCode, SchedulerMessage, Welcome, WorkerMessage, scheduler_message, worker_message::Body,
+};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use types::{FinishReason, Limits, ModelIdentity, Role, SampledToken, TokenId};
+
+use super::TABLE_HASH;
+
+/// How a fake behaves.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    pub(crate) role: Role,
+    pub(crate) name: String,
+    pub(crate) model: ModelIdentity,
+    pub(crate) limits: Limits,
+    /// Between two tokens of a choice.
+    pub(crate) step: Duration,
+    /// Dies after this many tokens of requests other than canaries.
+    pub(crate) dies_after: Option<u32>,
+    /// Falls silent, but stays connected, after this many tokens.
+    pub(crate) freezes_after: Option<u32>,
+    /// Answers the first message of every request, canaries excepted, with this.
+    pub(crate) fails: Option<FailCode>,
+}
+
+/// What a fake was told about requests, canaries excepted: message kind and request id with epoch.
+pub(crate) type Seen = Vec<(&'static str, String)>;
+
+pub(crate) struct FakeWorker {
+    pub(crate) fake: Fake,
+    pub(crate) address: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    fake: Fake,
+    dead: CancellationToken,
+    frozen: AtomicBool,
+    tokens: AtomicU32,
+    seen: Mutex<Seen>,
+    /// Attempts that hold something here.
+    held: Mutex<Vec<(control::Key, CancellationToken)>>,
+}
+
+impl Fake {
+    pub(crate) fn new(role: Role, name: &str) -> Self {
+        let model = ModelIdentity {
+            digest: "digest".into(),
+            architecture: "fake".into(),
+            dtype: "f32".into(),
+            kv_dtype: "f32".into(),
+            layers: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            vocab_size: 257,
+            rope: "none".into(),
+            sliding_window: 0,
+            max_model_len: 4096,
+        };
+        let limits = Limits {
+            block_size: 16,
+            blocks_total: 4096,
+            tensor_parallel_size: 1,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 4096,
+        };
+        let step = Duration::from_millis(1);
+        Self { role, name: name.into(), model, limits, step, dies_after: None, freezes_after: None, fails: None }
+    }
+}
+
+impl FakeWorker {
+    pub(crate) async fn start(fake: Fake) -> Self {
+        Self::start_at(fake, ([127, 0, 0, 1], 0).into()).await
+    }
+
+    pub(crate) async fn start_at(fake: Fake, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let inner = Arc::new(Inner {
+            fake: fake.clone(),
+            dead: CancellationToken::new(),
+            frozen: AtomicBool::new(false),
+            tokens: AtomicU32::new(0),
+            seen: Mutex::default(),
+            held: Mutex::default(),
+        });
+        tokio::spawn(accept(listener, inner.clone()));
+        Self { fake, address, inner }
+    }
+
+    /// As SIGKILL: every stream ends, the port is closed.
+    pub(crate) fn kill(&self) {
+        self.inner.dead.cancel();
+    }
+
+    /// As SIGSTOP: connected and silent.
+    pub(crate) fn freeze(&self) {
+        self.inner.frozen.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        self.inner.dead.is_cancelled() || self.inner.frozen.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.inner.seen.lock().clone()
+    }
+
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        self.inner.seen.lock().iter().filter(|(seen, _)| *seen == kind).count()
+    }
+
+    /// Attempts that still hold something here.
+    pub(crate) fn held(&self) -> usize {
+        self.inner.held.lock().len()
+    }
+}
+
+impl Drop for FakeWorker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What every worker answers after `prompt` and `output`: a letter or a space.
+pub(crate) fn next_token(prompt: &[TokenId], output: &[TokenId], choice: u32) -> TokenId {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ u64::from(choice);
+    for &token in prompt.iter().chain(output) {
+        hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
+    }
+    let letters = b"abcdefghijklmnopqrstuvwxyz ";
+    TokenId::from(letters[(hash >> 33) as usize % letters.len()])
+}
+
+/// The text that a choice must get, whoever computes it.
+pub(crate) fn continuation(prompt: &str, choice: u32, tokens: usize) -> String {
+    let prompt = super::ids(prompt);
+    let mut output = Vec::new();
+    for _ in 0..tokens {
+        output.push(next_token(&prompt, &output, choice));
+    }
+    output.iter().map(|&id| char::from(id as u8)).collect()
+}
+
+/// Serves until killed; then every connection is cut at once.
+async fn accept(listener: TcpListener, inner: Arc<Inner>) {
+    let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.unwrap().0,
+            () = inner.dead.cancelled() => return,
+        };
+        let service = TowerToHyperService::new(WorkerServer::new(Service(inner.clone())));
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        connections.spawn(async move {
+            let _ = connection.await;
+        });
+    }
+}
+
+#[derive(Clone)]
+struct Service(Arc<Inner>);
+
+#[tonic::async_trait]
+impl Worker for Service {
+    type ControlStream = ReceiverStream<Result<WorkerMessage, Status>>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<SchedulerMessage>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let (sender, receiver) = mpsc::channel(1024);
+        tokio::spawn(converse(self.0.clone(), request.into_inner(), Sender { sender, inner: self.0.clone() }));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+#[derive(Clone)]
+struct Sender {
+    sender: mpsc::Sender<Result<WorkerMessage, Status>>,
+    inner: Arc<Inner>,
+}
+
+impl Sender {
+    async fn send(&self, body: Body) {
+        if !self.inner.frozen.load(Ordering::Relaxed) && !self.inner.dead.is_cancelled() {
+            let _ = self.sender.send(Ok(WorkerMessage { body: Some(body) })).await;
+        }
+    }
+}
+
+async fn converse(inner: Arc<Inner>, mut stream: Streaming<SchedulerMessage>, sender: Sender) {
+    let welcome = Welcome {
+        protocol: proto::PROTOCOL,
+        table_hash: TABLE_HASH.into(),
+        instance: inner.fake.name.clone(),
+        role: inner.fake.role.to_string(),
+        model: Some((&inner.fake.model).into()),
+        limits: Some((&inner.fake.limits).into()),
+        incarnation: 1,
+        refusal: String::new(),
+    };
+    sender.send(Body::Welcome(welcome)).await;
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        tokio::select! {
+            () = inner.dead.cancelled() => break,
+            _ = heartbeat.tick() => sender.send(Body::Load(load(&inner))).await,
+            message = stream.message() => match message {
+                Ok(Some(SchedulerMessage { body: Some(body) })) => inner.hear(body, &sender).await,
+                _ => break,
+            },
+        }
+    }
+    for (_, held) in inner.held.lock().drain(..) {
+        held.cancel();
+    }
+}
+
+fn load(inner: &Inner) -> control::Load {
+    let running = inner.held.lock().len() as u32;
+    let blocks_total = inner.fake.limits.blocks_total;
+    control::Load { running, blocks_total, blocks_free: blocks_total, ..control::Load::default() }
+}
+
+impl Inner {
+    async fn hear(self: &Arc<Self>, body: scheduler_message::Body, sender: &Sender) {
+        use scheduler_message::Body as Heard;
+        let (kind, key) = match &body {
+            Heard::Reserve(message) => ("reserve", message.key.clone()),
+            Heard::Prefill(message) => ("prefill", message.key.clone()),
+            Heard::Generate(message) => ("generate", message.key.clone()),
+            Heard::Cancel(message) => ("cancel", message.key.clone()),
+            Heard::Hello(_) | Heard::Ping(_) => return,
+        };
+        let key = key.unwrap();
+        let is_canary = key.request_id.starts_with("canary-");
+        if !is_canary {
+            self.seen.lock().push((kind, format!("{}#{}", key.request_id, key.epoch)));
+        }
+        if let (Some(code), false, true) = (self.fake.fails, is_canary, kind != "cancel") {
+            let failed = control::Failed { key: Some(key), code: code.into(), message: "as told".into() };
+            return sender.send(Body::Failed(failed)).await;
+        }
+        match body {
+            Heard::Reserve(_) => {
+                self.hold(&key);
+                let ticket = "ticket".into();
+                let reserved = control::Reserved { key: Some(key), ticket, cached_tokens: 0, lease_ms: 10_000 };
+                sender.send(Body::Reserved(reserved)).await;
+            }
+            Heard::Prefill(message) => self.prefill(key, message, sender).await,
+            Heard::Generate(message) => {
+                let cancelled = self.hold(&key);
+                let (inner, sender) = (self.clone(), sender.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = cancelled.cancelled() => {}
+                        () = inner.generate(&key, message, &sender) => inner.release(&key),
+                    }
+                });
+            }
+            Heard::Cancel(message) if message.choices.is_empty() => self.release(&key),
+            _ => {}
+        }
+    }
+
+    fn hold(&self, key: &control::Key) -> CancellationToken {
+        let mut held = self.held.lock();
+        if let Some((_, token)) = held.iter().find(|(held, _)| held == key) {
+            return token.clone();
+        }
+        let token = CancellationToken::new();
+        held.push((key.clone(), token.clone()));
+        token
+    }
+
+    fn release(&self, key: &control::Key) {
+        self.held.lock().retain(|(held, token)| {
+            if held == key {
+                token.cancel();
+            }
+            held != key
+        });
+    }
+
+    async fn prefill(&self, key: control::Key, message: control::Prefill, sender: &Sender) {
+        assert_eq!(message.ticket, "ticket", "the ticket is handed on untouched");
+        let spec = proto::generate_spec(message.spec).unwrap();
+        let tokens = spec.choices.clone().map(|choice| sample(&spec, &spec.output, choice));
+        let tokens: Vec<control::Token> = tokens.map(|token| (&token).into()).collect();
+        let stats = control::PrefillStats { prompt_tokens: spec.prompt.len() as u32, ..Default::default() };
+        let first = control::FirstTokens { key: Some(key.clone()), tokens, stats: Some(stats) };
+        if self.spent(&key, 1) {
+            return;
+        }
+        sender.send(Body::FirstTokens(first)).await;
+        let stats = control::TransferStats { transport: "inproc".into(), ..Default::default() };
+        sender.send(Body::Shipped(control::Shipped { key: Some(key), stats: Some(stats) })).await;
+    }
+
+    async fn generate(&self, key: &control::Key, message: control::Generate, sender: &Sender) {
+        let spec = proto::generate_spec(message.spec).unwrap();
+        let local = message.first.is_empty();
+        let mut stats =
+            local.then(|| control::PrefillStats { prompt_tokens: spec.prompt.len() as u32, ..Default::default() });
+        let choices: Vec<u32> = match local {
+            true => spec.choices.clone().collect(),
+            false => message.first.iter().map(|token| token.choice).collect(),
+        };
+        let mut outputs: Vec<(u32, Vec<TokenId>)> =
+            choices.into_iter().map(|choice| (choice, spec.output.clone())).collect();
+        for ((_, output), first) in outputs.iter_mut().zip(&message.first) {
+            assert_eq!(first.position as usize, output.len(), "the first token follows the spec's output");
+            output.push(first.id);
+        }
+        while !outputs.is_empty() {
+            tokio::time::sleep(self.fake.step).await;
+            let mut tokens: Vec<control::Token> = Vec::new();
+            outputs.retain_mut(|(choice, output)| {
+                let token = sample(&spec, output, *choice);
+                output.push(token.id);
+                tokens.push((&token).into());
+                token.finish.is_none()
+            });
+            if self.spent(key, tokens.len() as u32) {
+                return std::future::pending().await;
+            }
+            sender.send(Body::Tokens(control::Tokens { key: Some(key.clone()), tokens, prefill: stats.take() })).await;
+        }
+    }
+
+    /// Counts tokens of real requests; true when this fake just ended by them.
+    fn spent(&self, key: &control::Key, tokens: u32) -> bool {
+        if key.request_id.starts_with("canary-") {
+            return false;
+        }
+        let spent = self.tokens.fetch_add(tokens, Ordering::Relaxed) + tokens;
+        if self.fake.dies_after.is_some_and(|limit| spent > limit) {
+            self.dead.cancel();
+        }
+        if self.fake.freezes_after.is_some_and(|limit| spent > limit) {
+            self.frozen.store(true, Ordering::Relaxed);
+        }
+        self.dead.is_cancelled() || self.frozen.load(Ordering::Relaxed)
+    }
+}
+
+fn sample(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) -> SampledToken {
+    let id = next_token(&spec.prompt, output, choice);
+    let position = output.len() as u32;
+    let finish = if spec.sampling.stop_token_ids.contains(&id) {
+        Some(FinishReason::Stop)
+    } else {
+        (position + 1 >= spec.sampling.max_tokens).then_some(FinishReason::Length)
+    };
+    SampledToken { choice, id, position, logprob: -0.5, top: vec![(id, -0.5)], finish }
+}
