@@ -199,6 +199,9 @@ impl Story<'_> {
         let _head = _head.map_err(|_| RequestError::NoRoom { waited })?;
         loop {
             if !leg.tried.busy.is_empty() {
+                if Instant::now() >= until {
+                    return Err(RequestError::NoRoom { waited }.into());
+                }
                 tokio::time::sleep(BUSY_PAUSE).await;
                 leg.tried.busy.clear();
             }
