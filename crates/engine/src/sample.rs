@@ -35,7 +35,7 @@ impl Sampler {
     pub(crate) fn sample(&self, logits: &[f32], request: &SampleRequest<'_>) -> Option<SampledToken> {
         let params = request.params;
         let normaliser = log_sum_exp(self.isa, logits);
-        if normaliser.is_nan() {
+        if !normaliser.is_finite() {
             return None;
         }
         let ends = self.ends(request);

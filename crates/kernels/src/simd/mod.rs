@@ -135,6 +135,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `b` if either is not a number; so `min`.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the level has a fused instruction.
@@ -163,14 +164,15 @@ pub(crate) trait Simd: Copy {
         unsafe { if count >= Self::LANES { Self::store(to, v) } else { Self::store_head(to, v, count) } }
     }
 
-    /// `e^v` to about 2 ulp for `v` up to 88; below -87 it is as good as 0.
+    /// `e^v` to about 2 ulp for `v` up to 88; below -87 it is as good as 0; NaN stays NaN.
     ///
     /// Cody-Waite reduction and the degree-5 polynomial of the Cephes library's `expf`.
     #[inline(always)]
     unsafe fn exp(v: Self::V) -> Self::V {
         // SAFETY: arithmetic only.
         unsafe {
-            let v = Self::min(Self::max(v, Self::splat(-87.0)), Self::splat(88.0));
+            // In this order of operands, what is not a number stays so.
+            let v = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.0), v));
             let n = Self::round(Self::mul(v, Self::splat(std::f32::consts::LOG2_E)));
             let r = Self::mul_add(n, Self::splat(-0.693_359_4), v);
             let r = Self::mul_add(n, Self::splat(2.121_944_4e-4), r);
@@ -238,16 +240,18 @@ mod tests {
     fn exp_ends_are_tame() {
         struct Ends;
         impl Kernel for Ends {
-            type Output = [f32; 3];
+            type Output = [f32; 4];
             #[inline(always)]
-            unsafe fn run<S: Simd>(self) -> [f32; 3] {
+            unsafe fn run<S: Simd>(self) -> [f32; 4] {
                 // SAFETY: no memory is touched.
-                unsafe { [f32::NEG_INFINITY, 0.0, 1000.0].map(|v| S::max_lane(S::exp(S::splat(v)))) }
+                unsafe {
+                    [f32::NEG_INFINITY, 0.0, 1000.0, f32::NAN].map(|v| S::sum(S::exp(S::splat(v))) / S::LANES as f32)
+                }
             }
         }
         for isa in Isa::available() {
-            let [low, one, high] = isa.run(Ends);
-            assert!(low < 1e-37 && one == 1.0 && high.is_finite(), "{isa}: {low} {one} {high}");
+            let [low, one, high, nan] = isa.run(Ends);
+            assert!(low < 1e-37 && one == 1.0 && high.is_finite() && nan.is_nan(), "{isa}: {low} {one} {high} {nan}");
         }
     }
 

@@ -1,0 +1,204 @@
+//! Equal bits whatever the chunking, block size, threads, ranks and neighbours are. Log-probabilities are compared by their bits, so
+//! that a difference anywhere in the arithmetic shows.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::support::{biased_llama, config, golden, load};
+use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, SampleRequest, StepObserver, generate};
+use kv::{BlockId, BlockPool, KvSpan};
+use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
+
+/// Every family, and a model with biases that eight ranks can share.
+fn models(dir: &Path) -> Vec<PathBuf> {
+    biased_llama(dir);
+    let mut models = vec![dir.to_owned()];
+    models.extend(["llama-tied", "llama-f16", "mistral", "qwen2", "qwen3"].map(golden));
+    models
+}
+
+fn prompt(len: usize) -> Vec<TokenId> {
+    (0..len as u32).map(|i| (i * i + 7 * i + 3) % 90).collect()
+}
+
+fn spec(len: usize, choices: u32, temperature: f32) -> GenerateSpec {
+    let sampling = SamplingParams {
+        temperature,
+        seed: 11,
+        max_tokens: 20,
+        ignore_eos: true,
+        logprobs: Some(2),
+        repetition_penalty: 1.1,
+        ..SamplingParams::default()
+    };
+    GenerateSpec {
+        prompt: prompt(len).into(),
+        output: Vec::new(),
+        choices: 0..choices,
+        sampling,
+        cache_salt: Vec::new(),
+    }
+}
+
+type Bits = Vec<(TokenId, u32, Vec<(TokenId, u32)>)>;
+
+fn bits(tokens: &[SampledToken]) -> Bits {
+    let bits = |token: &SampledToken| {
+        let top = token.top.iter().map(|(id, logprob)| (*id, logprob.to_bits())).collect();
+        (token.id, token.logprob.to_bits(), top)
+    };
+    tokens.iter().map(bits).collect()
+}
+
+/// What the oracle says, for one greedy choice and for three seeded ones.
+fn texts(config: &EngineConfig, chunk: usize) -> Vec<Bits> {
+    let (mut engine, pool) = load(config).unwrap();
+    let mut texts = Vec::new();
+    for (len, choices, temperature) in [(1, 1, 0.0), (37, 1, 0.0), (45, 3, 0.9)] {
+        let found = generate(&mut engine, &pool, &spec(len, choices, temperature), chunk).unwrap();
+        assert_eq!(found.len(), choices as usize);
+        assert!(found.iter().all(|choice| choice.len() == 20));
+        texts.extend(found.iter().map(|choice| bits(choice)));
+    }
+    assert_eq!(pool.stats().free, pool.stats().total, "the oracle gives its blocks back");
+    texts
+}
+
+#[test]
+fn texts_do_not_depend_on_how_they_are_computed() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in models(dir.path()) {
+        let base = config(&model);
+        let expected = texts(&base, 1000);
+        let check = |what: &str, config: EngineConfig, chunk| {
+            assert_eq!(texts(&config, chunk), expected, "{}: {what}", model.display());
+        };
+        check("chunk 1", base.clone(), 1);
+        check("chunk 5", base.clone(), 5);
+        check("blocks of 8", EngineConfig { block_size: 8, ..base.clone() }, 16);
+        check("blocks of 32", EngineConfig { block_size: 32, ..base.clone() }, 7);
+        check("one thread", EngineConfig { threads: 1, ..base.clone() }, 1000);
+        check("three threads", EngineConfig { threads: 3, ..base.clone() }, 20);
+        check("two ranks", EngineConfig { tensor_parallel_size: 2, ..base.clone() }, 6);
+        if model == dir.path() {
+            check("four ranks", EngineConfig { tensor_parallel_size: 4, ..base.clone() }, 1000);
+            check("eight ranks", EngineConfig { tensor_parallel_size: 8, ..base.clone() }, 9);
+        }
+    }
+}
+
+#[test]
+fn choices_differ_and_a_resumed_choice_goes_on_as_it_would_have() {
+    let (mut engine, pool) = load(&config(&golden("llama"))).unwrap();
+    let whole = generate(&mut engine, &pool, &spec(20, 3, 1.0), 64).unwrap();
+    assert_ne!(bits(&whole[0]), bits(&whole[1]));
+    for (choice, tokens) in (0..).zip(&whole) {
+        let emitted = tokens[..8].iter().map(|token| token.id).collect();
+        let resumed = GenerateSpec { output: emitted, choices: choice..choice + 1, ..spec(20, 3, 1.0) };
+        let rest = generate(&mut engine, &pool, &resumed, 64).unwrap().remove(0);
+        assert_eq!(bits(&rest), bits(&tokens[8..]));
+        assert_eq!(rest[0].position, 8);
+    }
+}
+
+/// Blocks `first ..` for a sequence of `tokens`.
+fn blocks(first: u32, tokens: usize) -> Vec<BlockId> {
+    (first..).take(tokens.div_ceil(16)).map(BlockId).collect()
+}
+
+fn step(engine: &mut Engine, sequences: &[(usize, Range<usize>, Vec<BlockId>)]) -> Vec<Bits> {
+    let params = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+    let prompts: Vec<Vec<TokenId>> =
+        sequences.iter().map(|(skip, range, _)| prompt(skip + range.end)[*skip..].to_vec()).collect();
+    let row = |((_, range, blocks), prompt): (&(usize, Range<usize>, Vec<BlockId>), &'static [TokenId])| BatchRow {
+        tokens: &prompt[range.clone()],
+        start: range.start as u32,
+        blocks: blocks.clone().leak(),
+        samples: vec![SampleRequest { params: Box::leak(Box::new(params.clone())), choice: 0, prompt, output: &[] }],
+    };
+    let rows = sequences.iter().zip(prompts.into_iter().map(|prompt| &*prompt.leak())).map(row).collect();
+    engine.step(&Batch { rows }, &NoObserver).unwrap().rows.iter().map(|row| bits(row)).collect()
+}
+
+#[test]
+fn a_row_does_not_know_its_neighbours() {
+    for model in ["llama-tied", "mistral", "qwen3"] {
+        let (mut engine, _) = load(&config(&golden(model))).unwrap();
+        let sequences: Vec<(usize, usize, Vec<BlockId>)> =
+            (0..7).map(|i| (i * 3, 10 + 11 * i, blocks(10 * i as u32, 100))).collect();
+        let prefix: Vec<_> = sequences.iter().map(|(skip, len, blocks)| (*skip, 0..len / 2, blocks.clone())).collect();
+        let rest: Vec<_> = sequences.iter().map(|(skip, len, blocks)| (*skip, len / 2..*len, blocks.clone())).collect();
+        let mut alone = Vec::new();
+        for (prefix, rest) in prefix.iter().zip(&rest) {
+            step(&mut engine, std::slice::from_ref(prefix));
+            alone.extend(step(&mut engine, std::slice::from_ref(rest)));
+        }
+        step(&mut engine, &prefix);
+        assert_eq!(step(&mut engine, &rest), alone, "{model}");
+    }
+}
+
+/// The KV that ranks write is that of one rank, read through the store in one canonical form.
+#[test]
+fn kv_bytes_do_not_depend_on_ranks_or_block_size() {
+    let dir = tempfile::tempdir().unwrap();
+    biased_llama(dir.path());
+    let read = |tensor_parallel_size, block_size| {
+        let config = EngineConfig { tensor_parallel_size, block_size, ..config(dir.path()) };
+        let (mut engine, _) = load(&config).unwrap();
+        let blocks: Vec<BlockId> = (0..9).rev().map(BlockId).collect();
+        let row = BatchRow { tokens: &prompt(50), start: 0, blocks: &blocks, samples: Vec::new() };
+        let output = engine.step(&Batch { rows: vec![row] }, &NoObserver).unwrap();
+        assert_eq!(output.rows, [vec![]]);
+        let store = engine.kv_store();
+        let span = |layer| KvSpan { layer, heads: 1..7, tokens: 3..50 };
+        let payload = |layer| {
+            let mut bytes = vec![0; span(layer).payload_bytes(&store.layout())];
+            store.read(&span(layer), &blocks, &mut bytes).unwrap();
+            bytes
+        };
+        [payload(0), payload(1)]
+    };
+    let expected = read(1, 16);
+    assert!(expected[1].iter().any(|byte| *byte != 0));
+    for (ranks, block_size) in [(2, 16), (4, 8), (8, 32)] {
+        assert_eq!(read(ranks, block_size), expected, "{ranks} ranks, blocks of {block_size}");
+    }
+}
+
+#[test]
+fn the_observer_hears_of_every_layer_and_head_when_the_kv_is_there() {
+    struct Seen {
+        store: std::sync::Arc<dyn kv::KvStore>,
+        calls: parking_lot::Mutex<Vec<(u32, Range<u32>)>>,
+    }
+    impl StepObserver for Seen {
+        fn layer_done(&self, layer: u32, heads: Range<u32>) {
+            let span = KvSpan { layer, heads: heads.clone(), tokens: 0..20 };
+            let mut bytes = vec![0; span.payload_bytes(&self.store.layout())];
+            self.store.read(&span, &[BlockId(0), BlockId(1)], &mut bytes).unwrap();
+            assert!(bytes.chunks_exact(4).all(|value| value != [0; 4]), "layer {layer}");
+            self.calls.lock().push((layer, heads));
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    biased_llama(dir.path());
+    let (mut engine, _) = load(&EngineConfig { tensor_parallel_size: 4, ..config(dir.path()) }).unwrap();
+    let seen = Seen { store: engine.kv_store(), calls: parking_lot::Mutex::default() };
+    let row = BatchRow { tokens: &prompt(20), start: 0, blocks: &[BlockId(0), BlockId(1)], samples: Vec::new() };
+    engine.step(&Batch { rows: vec![row] }, &seen).unwrap();
+    let mut calls = seen.calls.into_inner();
+    calls.sort_by_key(|(layer, heads)| (*layer, heads.start));
+    let expected: Vec<_> = (0..2).flat_map(|layer| (0..4).map(move |rank| (layer, 2 * rank..2 * rank + 2))).collect();
+    assert_eq!(calls, expected);
+}
+
+/// A pool that is too small refuses and keeps nothing.
+#[test]
+fn the_oracle_gives_back_what_it_took() {
+    let (mut engine, _) = load(&config(&golden("llama"))).unwrap();
+    let pool = BlockPool::new(3, 16);
+    let error = generate(&mut engine, &pool, &spec(40, 2, 0.0), 64).unwrap_err();
+    assert!(error.to_string().contains("blocks wanted"), "{error}");
+    assert_eq!(pool.stats().free, 3);
+}
