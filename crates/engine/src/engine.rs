@@ -161,14 +161,14 @@ impl Engine {
 fn check_options(config: &EngineConfig, model: &ModelConfig) -> Result<(), Error> {
     let refuse = |option, found: String, reason: String| Err(Error::Option { option, found, reason });
     let ranks = config.tensor_parallel_size;
-    if !ranks.is_power_of_two() || ranks > SEGMENTS || model.kv_heads % ranks != 0 {
+    if !ranks.is_power_of_two() || ranks > SEGMENTS || !model.kv_heads.is_multiple_of(ranks) {
         let reason = format!(
             "it must be a power of two, at most {SEGMENTS}, that divides the model's {} kv heads",
             model.kv_heads
         );
         return refuse("tensor_parallel_size", ranks.to_string(), reason);
     }
-    if model.intermediate_size % ranks != 0 {
+    if !model.intermediate_size.is_multiple_of(ranks) {
         let reason = format!("it must divide the model's intermediate_size ({})", model.intermediate_size);
         return refuse("tensor_parallel_size", ranks.to_string(), reason);
     }

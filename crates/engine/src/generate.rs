@@ -60,7 +60,7 @@ fn continue_choice(
     first: SampledToken,
 ) -> Result<Vec<SampledToken>, Error> {
     let mut table = prefix.fork();
-    if context_len % pool.block_size() as usize != 0 {
+    if !context_len.is_multiple_of(pool.block_size() as usize) {
         own_last_block(engine, pool, &mut table)?;
     }
     let mut output = spec.output.clone();

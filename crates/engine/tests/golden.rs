@@ -1,5 +1,7 @@
 //! Against Hugging Face transformers: every case of `tests/golden`, tokens and log-probabilities.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, SampleRequest, generate};

@@ -126,7 +126,7 @@ fn refuse_unknown_arithmetic(file: &JsonFile) -> Result<(), Error> {
 
 fn head_dim(file: &JsonFile, hidden_size: usize, heads: usize) -> Result<usize, Error> {
     let given = file.count_or_none("head_dim", 2..=WIDTH_MAX)?;
-    if given.is_none() && hidden_size % heads != 0 {
+    if given.is_none() && !hidden_size.is_multiple_of(heads) {
         return Err(
             file.unsupported("hidden_size", format!("a multiple of num_attention_heads ({heads}), or a head_dim"))
         );

@@ -1,5 +1,7 @@
 //! The engine as its users call it.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod refusals;
 mod same_bits;
 mod support;

@@ -101,40 +101,49 @@ fn choices_differ_and_a_resumed_choice_goes_on_as_it_would_have() {
     }
 }
 
-/// Blocks `first ..` for a sequence of `tokens`.
-fn blocks(first: u32, tokens: usize) -> Vec<BlockId> {
-    (first..).take(tokens.div_ceil(16)).map(BlockId).collect()
+/// A prompt of its own with its own blocks.
+struct Sequence {
+    tokens: Vec<TokenId>,
+    blocks: Vec<BlockId>,
 }
 
-fn step(engine: &mut Engine, sequences: &[(usize, Range<usize>, Vec<BlockId>)]) -> Vec<Bits> {
-    let params = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
-    let prompts: Vec<Vec<TokenId>> =
-        sequences.iter().map(|(skip, range, _)| prompt(skip + range.end)[*skip..].to_vec()).collect();
-    let row = |((_, range, blocks), prompt): (&(usize, Range<usize>, Vec<BlockId>), &'static [TokenId])| BatchRow {
-        tokens: &prompt[range.clone()],
-        start: range.start as u32,
-        blocks: blocks.clone().leak(),
-        samples: vec![SampleRequest { params: Box::leak(Box::new(params.clone())), choice: 0, prompt, output: &[] }],
-    };
-    let rows = sequences.iter().zip(prompts.into_iter().map(|prompt| &*prompt.leak())).map(row).collect();
-    engine.step(&Batch { rows }, &NoObserver).unwrap().rows.iter().map(|row| bits(row)).collect()
+impl Sequence {
+    fn new(index: u32) -> Self {
+        let skip = 3 * index as usize;
+        let tokens = prompt(skip + 10 + 11 * index as usize).split_off(skip);
+        let blocks = (10 * index..).take(tokens.len().div_ceil(16)).map(BlockId).collect();
+        Self { tokens, blocks }
+    }
+
+    /// The first half or the second.
+    fn row<'a>(&'a self, second: bool, params: &'a SamplingParams) -> BatchRow<'a> {
+        let middle = self.tokens.len() / 2;
+        let (tokens, start) =
+            if second { (&self.tokens[middle..], middle as u32) } else { (&self.tokens[..middle], 0) };
+        let samples = vec![SampleRequest { params, choice: 0, prompt: &self.tokens, output: &[] }];
+        BatchRow { tokens, start, blocks: &self.blocks, samples }
+    }
+}
+
+fn step(engine: &mut Engine, rows: Vec<BatchRow<'_>>) -> Vec<Bits> {
+    let output = engine.step(&Batch { rows }, &NoObserver).unwrap();
+    output.rows.iter().map(|row| bits(row)).collect()
 }
 
 #[test]
 fn a_row_does_not_know_its_neighbours() {
+    let params = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
     for model in ["llama-tied", "mistral", "qwen3"] {
         let (mut engine, _) = load(&config(&golden(model))).unwrap();
-        let sequences: Vec<(usize, usize, Vec<BlockId>)> =
-            (0..7).map(|i| (i * 3, 10 + 11 * i, blocks(10 * i as u32, 100))).collect();
-        let prefix: Vec<_> = sequences.iter().map(|(skip, len, blocks)| (*skip, 0..len / 2, blocks.clone())).collect();
-        let rest: Vec<_> = sequences.iter().map(|(skip, len, blocks)| (*skip, len / 2..*len, blocks.clone())).collect();
+        let sequences: Vec<Sequence> = (0..7).map(Sequence::new).collect();
         let mut alone = Vec::new();
-        for (prefix, rest) in prefix.iter().zip(&rest) {
-            step(&mut engine, std::slice::from_ref(prefix));
-            alone.extend(step(&mut engine, std::slice::from_ref(rest)));
+        for sequence in &sequences {
+            step(&mut engine, vec![sequence.row(false, &params)]);
+            alone.extend(step(&mut engine, vec![sequence.row(true, &params)]));
         }
-        step(&mut engine, &prefix);
-        assert_eq!(step(&mut engine, &rest), alone, "{model}");
+        let together = |second| sequences.iter().map(|sequence| sequence.row(second, &params)).collect();
+        step(&mut engine, together(false));
+        assert_eq!(step(&mut engine, together(true)), alone, "{model}");
     }
 }
 
