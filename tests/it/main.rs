@@ -1,5 +1,7 @@
 //! All integration tests, one binary: a module says what belongs in it.
 
+/// `deploy/` and `docs/` against the binaries: flags, variables, commands, the start script.
+mod deploy_flags;
 /// Real clusters whose workers die or freeze in the middle.
 mod faults;
 /// Start-up from rank tables as the original guide does it.
