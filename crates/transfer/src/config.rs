@@ -8,8 +8,7 @@ use types::InstanceId;
 
 use crate::TransferError;
 
-/// Bytes that a sender may have unacknowledged on one connection: eight pieces of the largest size that we cut, enough to keep a
-/// 10 GB/s link busy over 3 ms.
+/// Bytes that a sender may have unacknowledged on one connection: keeps a link of 10 GB/s busy for 3 ms without an answer.
 const CREDIT_BYTES: u64 = 32 << 20;
 /// T_stall of the reliability goals.
 const STALL: Duration = Duration::from_secs(5);

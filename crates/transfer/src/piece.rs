@@ -9,9 +9,9 @@ use crate::ticket::Capability;
 
 /// Largest payload that a receiver takes.
 pub(crate) const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
-/// Where we cut what is ready: large enough that a frame's cost does not show, small enough that pieces of several requests
-/// interleave and that reading, sending and writing overlap.
-pub(crate) const PIECE_BYTES: usize = 4 << 20;
+/// Where we cut what is ready. Measured with 64 MiB over each transport: pieces of 1 MiB stay in the cache from reading to
+/// checksum to sending, and cost a third less than pieces of 4 MiB; a frame's own cost does not show yet.
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
 /// Cuts a span into spans of at most [`PIECE_BYTES`] (one token at least), all of about one size.
 pub(crate) fn cut(span: KvSpan, layout: &KvLayout) -> impl Iterator<Item = KvSpan> {
@@ -76,8 +76,8 @@ mod tests {
 
     #[test]
     fn large_spans_are_cut_evenly_and_completely() {
-        // 1 MiB per token and 4 heads.
-        let layout = layout(32 << 10);
+        // A quarter of a piece per token and 4 heads.
+        let layout = layout(8 << 10);
         for (tokens, expected) in
             [(0..1, &[(0, 1)][..]), (0..4, &[(0, 4)]), (3..8, &[(3, 6), (6, 8)]), (0..9, &[(0, 3), (3, 6), (6, 9)])]
         {

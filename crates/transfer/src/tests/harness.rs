@@ -258,7 +258,7 @@ impl Started {
 async fn serve_grpc(receiver: &KvReceiver) -> DropGuard {
     let listener = tokio::net::TcpListener::bind(SocketAddr::new(LOCALHOST, 0)).await.unwrap();
     receiver.set_grpc_address(listener.local_addr().unwrap());
-    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(crate::GRPC_WINDOW_BYTES)
         .initial_connection_window_size(crate::GRPC_WINDOW_BYTES)

@@ -11,19 +11,22 @@ use crate::TransportKind;
 const LAYOUT: KvLayout =
     KvLayout { layers: 16, kv_heads: 8, head_dim: 64, dtype: KvDtype::Bf16, block_size: 16, blocks: 128 };
 const CASE: Case = Case { prompt: 2048, cached: 0, chunk: 2048, heads: 8 };
+const ROUNDS: usize = 31;
 const BYTES: f64 = 64.0 * 1024.0 * 1024.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, to be run alone and in release"]
 async fn speed_of_64_mib() {
-    print("memcpy", copies());
+    let cpu = cpu_seconds();
+    print("memcpy", copies(), cpu);
     for kind in TransportKind::ALL {
         let pair = Pair::new(kind, LAYOUT, LAYOUT).await;
-        let mut times = Vec::new();
-        for request in 0..21 {
-            times.push(hand_over(&pair, request).await);
+        hand_over(&pair, 0).await;
+        let (cpu, mut times) = (cpu_seconds(), Vec::new());
+        for request in 1..=ROUNDS {
+            times.push(hand_over(&pair, request as u64).await);
         }
-        print(kind.as_str(), times);
+        print(kind.as_str(), times, cpu);
     }
 }
 
@@ -54,12 +57,24 @@ fn copies() -> Vec<Duration> {
         std::hint::black_box(&mut to);
         started.elapsed()
     };
-    (0..21).map(copy).collect()
+    (0..ROUNDS).map(copy).collect()
 }
 
-fn print(name: &str, mut times: Vec<Duration>) {
+/// Of the whole process, both ends: steadier than time on a busy machine.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // After the name, which ends with the last parenthesis, user and system time are the 12th and 13th field, in 1/100 s.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+}
+
+fn print(name: &str, mut times: Vec<Duration>, cpu_before: f64) {
+    let cpu = (cpu_seconds() - cpu_before) / (BYTES / 1e9 * times.len() as f64);
     times.sort();
     let speed = |time: Duration| BYTES / time.as_secs_f64() / 1e9;
     let (best, median) = (times[0], times[times.len() / 2]);
-    println!("{name:8} median {median:>9.2?} {:5.2} GB/s   best {best:>9.2?} {:5.2} GB/s", speed(median), speed(best));
+    let (best_speed, median_speed) = (speed(best), speed(median));
+    println!(
+        "{name:8} median {median:>9.2?} {median_speed:5.2} GB/s   best {best:>9.2?} {best_speed:5.2} GB/s   {cpu:.2} CPU s/GB"
+    );
 }

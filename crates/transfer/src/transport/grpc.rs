@@ -27,8 +27,8 @@ pub const GRPC_WINDOW_BYTES: u32 = 64 << 20;
 /// HTTP/2 frame size; larger ones were not faster.
 pub const GRPC_FRAME_BYTES: u32 = 1 << 20;
 
-/// A message is buffered whole before we see its header, so only what our own senders cut is read.
-const MESSAGE_BYTES_MAX: usize = 2 * piece::PIECE_BYTES;
+/// A message is buffered whole before we see its header, so the bound is closer to what senders cut than elsewhere.
+const MESSAGE_BYTES_MAX: usize = 8 * piece::PIECE_BYTES;
 /// Frames waiting for the connection.
 const FRAMES_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -22,8 +22,8 @@ use tokio::sync::Notify;
 
 use super::{FrameSink, Link, tcp};
 
-/// Room for eight of the largest pieces that we cut.
-const RING_BYTES: u64 = 32 << 20;
+/// Room for sixteen pieces: reading and writing overlap, and one pair takes little of /dev/shm.
+const RING_BYTES: u64 = 16 << 20;
 /// The file's start belongs to the probe; payloads begin at the next page.
 const RING_START: u64 = 4096;
 const PROBE_BYTES: usize = 16;
