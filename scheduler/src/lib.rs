@@ -66,6 +66,7 @@ impl Running {
 /// Arguments that do not fit together, a model directory that cannot be read, a port in use.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::from_args(&args)?;
+    let _exporter = telemetry::init("scheduler")?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let running = start(config).await?;
     tokio::select! {
