@@ -3,6 +3,8 @@
 //! Every connected instance is compared, field by field, with what most instances run; one that differs is connected but never
 //! ready. A `Cluster` is shared by all connections and requests; its locks are held for microseconds.
 
+mod report;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,8 +39,12 @@ pub(crate) struct Cluster {
 
 /// What is known of one instance now.
 enum State {
-    Absent { reason: String },
-    Connected(Live),
+    /// Not connected; `refused` when it could be, but is not what the rank table says.
+    Away {
+        refused: bool,
+        reason: String,
+    },
+    Connected(Box<Live>),
 }
 
 struct Live {
@@ -51,36 +57,6 @@ struct Live {
     proven: bool,
     /// Why the last canary did not.
     canary_error: Option<String>,
-}
-
-/// One instance as `/ready` shows it.
-#[derive(Debug, serde::Serialize)]
-pub(crate) struct InstanceReport {
-    pub(crate) instance: String,
-    pub(crate) role: &'static str,
-    address: String,
-    /// `ready`, `connected` (no canary came back yet), `draining`, `not_ready` or `absent`.
-    pub(crate) state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    load: Option<LoadReport>,
-}
-
-#[derive(Debug, serde::Serialize)]
-struct LoadReport {
-    running: u32,
-    waiting: u32,
-    waiting_tokens: u32,
-    blocks_total: u32,
-    blocks_free: u32,
-    blocks_cached: u32,
-    preemptions: u64,
-    /// Choices of our requests there, and their prompt tokens not yet computed.
-    booked_choices: u32,
-    booked_tokens: u32,
-    breaker_open: bool,
-    late_dropped: u64,
 }
 
 /// Takes a route's share of its instances; dropping it gives the share back.
@@ -99,7 +75,7 @@ pub(crate) enum Routed {
 
 impl Cluster {
     pub(crate) fn new(config: &Config) -> Self {
-        let absent = |_: &Target| State::Absent { reason: "not connected yet".into() };
+        let absent = |_: &Target| State::Away { refused: false, reason: "not connected yet".into() };
         Self {
             states: Mutex::new(config.instances.iter().map(absent).collect()),
             pairing: Mutex::new(Pairing::new(config.instances.iter().map(|target| target.role), config.local_prefill)),
@@ -162,13 +138,13 @@ impl Cluster {
             proven: false,
             canary_error: None,
         };
-        self.change(|states| states[slot.0] = State::Connected(live));
+        self.change(|states| states[slot.0] = State::Connected(Box::new(live)));
         Ok(connection)
     }
 
     pub(crate) fn lost(&self, slot: Slot, ended: &Ended) {
-        let reason = ended.to_string();
-        self.change(|states| states[slot.0] = State::Absent { reason });
+        let (refused, reason) = (matches!(ended, Ended::Refused(_)), ended.to_string());
+        self.change(|states| states[slot.0] = State::Away { refused, reason });
     }
 
     pub(crate) fn loaded(&self, slot: Slot, load: control::Load) {
@@ -286,7 +262,7 @@ impl Cluster {
         let route = booked.route();
         let find = |slot: Slot| match &states[slot.0] {
             State::Connected(live) => Some(live.connection.clone()),
-            State::Absent { .. } => None,
+            State::Away { .. } => None,
         };
         let prefill = route.prefill().map(find);
         match (prefill, find(route.decode())) {
@@ -301,7 +277,7 @@ impl Cluster {
     pub(crate) fn generation(&self, slot: Slot) -> Option<u64> {
         match self.states.lock().get(slot.0)? {
             State::Connected(live) => Some(live.connection.generation),
-            State::Absent { .. } => None,
+            State::Away { .. } => None,
         }
     }
 
@@ -366,19 +342,6 @@ impl Cluster {
             live.canary_error = outcome.err();
         }
     }
-
-    /// Whether a request would be served, and every instance's state with its reason.
-    pub(crate) fn report(&self) -> (bool, Vec<InstanceReport>) {
-        let states = self.states.lock();
-        let pairing = self.pairing.lock();
-        let reports: Vec<InstanceReport> = (self.members.iter().zip(states.iter()).enumerate())
-            .map(|(index, (target, state))| report(&pairing, Slot(index), target, state))
-            .collect();
-        let some = |role: Role| reports.iter().any(|report| report.role == role.as_str() && report.state == "ready");
-        let needs_prefill = self.members.iter().any(|target| target.role == Role::Prefill);
-        let unproven = reports.iter().any(|report| report.state == "connected");
-        (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)) && !unproven, reports)
-    }
 }
 
 impl Booked {
@@ -406,7 +369,7 @@ fn differs(field: &str, ours: impl std::fmt::Display, theirs: impl std::fmt::Dis
 fn model_of(state: &State) -> Option<ModelIdentity> {
     match state {
         State::Connected(live) => Some(live.model.clone()),
-        State::Absent { .. } => None,
+        State::Away { .. } => None,
     }
 }
 
@@ -415,7 +378,7 @@ fn reference(states: &[State]) -> Option<Slot> {
     let live: Vec<(Slot, &ModelIdentity)> = (states.iter().enumerate())
         .filter_map(|(index, state)| match state {
             State::Connected(live) => Some((Slot(index), &live.model)),
-            State::Absent { .. } => None,
+            State::Away { .. } => None,
         })
         .collect();
     let votes = |model: &ModelIdentity| live.iter().filter(|(_, other)| *other == model).count();
@@ -432,47 +395,4 @@ fn describe_mismatch(
     let fields = reference.mismatches(model);
     let texts = fields.iter().map(|m| format!("{}: {ours} has {}, {theirs} has {}", m.field, m.ours, m.theirs));
     (!fields.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
-}
-
-fn report(pairing: &Pairing, slot: Slot, target: &Target, state: &State) -> InstanceReport {
-    let (word, reason, load) = match state {
-        State::Absent { reason } => ("absent", Some(reason.clone()), None),
-        State::Connected(live) => {
-            let (word, reason) = match (&live.mismatch, live.load.draining, live.proven) {
-                (Some(mismatch), _, _) => ("not_ready", Some(mismatch.clone())),
-                (None, true, _) => ("draining", None),
-                (None, false, true) => ("ready", None),
-                (None, false, false) => {
-                    let waiting = || "no canary prompt came back yet".to_owned();
-                    ("connected", Some(live.canary_error.clone().unwrap_or_else(waiting)))
-                }
-            };
-            (word, reason, Some(load_report(pairing, slot, live)))
-        }
-    };
-    InstanceReport {
-        instance: target.id.to_string(),
-        role: target.role.as_str(),
-        address: target.address.to_string(),
-        state: word,
-        reason,
-        load,
-    }
-}
-
-fn load_report(pairing: &Pairing, slot: Slot, live: &Live) -> LoadReport {
-    let (booked_choices, booked_tokens) = pairing.booked(slot);
-    LoadReport {
-        running: live.load.running,
-        waiting: live.load.waiting,
-        waiting_tokens: live.load.waiting_tokens,
-        blocks_total: live.load.blocks_total,
-        blocks_free: live.load.blocks_free,
-        blocks_cached: live.load.blocks_cached,
-        preemptions: live.load.preemptions,
-        booked_choices,
-        booked_tokens,
-        breaker_open: pairing.is_open(slot),
-        late_dropped: live.connection.late_dropped(),
-    }
 }

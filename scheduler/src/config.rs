@@ -233,3 +233,90 @@ pub(crate) fn max_position_embeddings(model: &Path) -> Option<u32> {
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
     u32::try_from(config.get("max_position_embeddings")?.as_u64()?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// A model directory and the two tables of a 1p1d cluster with two devices each, as the guide writes them.
+    fn files() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: String| std::fs::write(directory.path().join(name), content).unwrap();
+        let device =
+            |id: u32, rank: u32| format!(r#"{{"device_id":"{id}","device_ip":"10.1.0.{id}","rank_id":"{rank}"}}"#);
+        let server = |devices: &[u32]| {
+            let devices: Vec<String> = devices.iter().zip(0..).map(|(&id, rank)| device(id, rank)).collect();
+            let devices =
+                if devices.is_empty() { String::new() } else { format!(r#","device":[{}]"#, devices.join(",")) };
+            format!(r#"{{"server_id":"10.0.0.1","server_ip":"10.0.0.1"{devices}}}"#)
+        };
+        let group =
+            |id: u32, server: String| format!(r#"{{"group_id":"{id}","server_count":"1","server_list":[{server}]}}"#);
+        let groups = [group(0, server(&[])), group(1, server(&[4, 5])), group(2, server(&[6, 7]))].join(",");
+        write("global.json", format!(r#"{{"version":"1.0","status":"completed","server_group_list":[{groups}]}}"#));
+        let local = |devices: &[u32]| {
+            let server = server(devices);
+            format!(
+                r#"{{"version":"1.0","status":"completed","group_id":"0","server_count":"1","server_list":[{server}]}}"#
+            )
+        };
+        write("host.json", local(&[]));
+        write("decode.json", local(&[6, 7]));
+        write("config.json", r#"{"max_position_embeddings": 128}"#.into());
+        write("tokenizer.json", "{}".into());
+        directory
+    }
+
+    fn config(flags: &[&str]) -> Result<Config, String> {
+        let files = files();
+        let path = |name: &str| files.path().join(name).display().to_string();
+        let rank_table = if flags.contains(&"--decode-table") { "decode.json" } else { "host.json" };
+        let mut line = vec!["scheduler".to_owned(), format!("--model={}", files.path().display())];
+        line.extend(["--global-rank-table".into(), path("global.json"), "--rank-table".into(), path(rank_table)]);
+        if !flags.iter().any(|flag| flag.starts_with("--node-ports")) {
+            line.push("--node-ports=8088,8089".into());
+        }
+        line.extend(flags.iter().filter(|flag| **flag != "--decode-table").map(|flag| (*flag).to_owned()));
+        let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
+        Config::from_args(&args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_guides_command_line_works() {
+        let flags = ["--tensor-parallel-size=2", "--max-model-len", "4096", "--max-num-seqs=256", "--host=0.0.0.0"];
+        let more =
+            ["--max-num-batched-tokens=4096", "--port", "9000", "--served-model-name", "a", "b", "--quantization=awq"];
+        let config = config(&[&flags[..], &more[..]].concat()).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:9000".parse().unwrap());
+        assert_eq!(config.served_names, ["a", "b"]);
+        assert_eq!(config.max_model_len, Some(4096));
+        let instances = config.instances.iter().map(|target| format!("{} {}", target.id, target.address));
+        assert_eq!(instances.collect::<Vec<_>>(), ["prefill-0 10.0.0.1:8088", "decode-0 10.0.0.1:8089"]);
+    }
+
+    #[test]
+    fn the_model_is_known_by_its_directory_and_by_its_path() {
+        let names = config(&[]).unwrap().served_names;
+        assert_eq!(names.len(), 2);
+        assert!(names[1].ends_with(&names[0]) && names[1].starts_with('/'), "{names:?}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_fix() {
+        let check = |flags: &[&str], part: &str| {
+            let error = config(flags).unwrap_err();
+            assert!(error.contains(part), "{flags:?}: {error}");
+        };
+        check(&["--tensor-parallel-size=4"], "--tensor-parallel-size is 4 but prefill-0 has 2 devices");
+        check(&["--max-model-len=4096", "--max-num-batched-tokens=2048"], "fix: --max-num-batched-tokens 4096");
+        check(&["--use-openai=0"], "not built yet");
+        check(&["--use-openai=2"], "2 is not in 0..=1");
+        check(&["--node-ports=8088"], "NODE_PORTS");
+        check(&["--node-ports=8088,8088"], "8088");
+        check(&["--host=10.0.0.1", "--port=8088"], "is also the address of prefill-0");
+        check(&["--max-model-len=0"], "0 is not in 1..");
+        check(&["--decode-table"], "scheduler");
+    }
+}

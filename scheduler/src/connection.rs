@@ -53,7 +53,11 @@ pub(crate) async fn keep(cluster: Arc<Cluster>, slot: Slot) {
             warn!(instance = %target.id, address = %target.address, reason = %ended, "instance lost");
             (pause, named) = (RECONNECT_FIRST, Some(Instant::now()));
         } else if named.is_none_or(|at| at.elapsed() >= WAITING_LOG) {
-            info!(instance = %target.id, address = %target.address, reason = %ended, "waiting for instance");
+            if let Ended::Refused(_) = ended {
+                warn!(instance = %target.id, address = %target.address, reason = %ended, "instance is not ready");
+            } else {
+                info!(instance = %target.id, address = %target.address, reason = %ended, "waiting for instance");
+            }
             named = Some(Instant::now());
         }
         tokio::time::sleep(pause).await;
@@ -113,6 +117,8 @@ async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<
     let mut heard = Instant::now();
     loop {
         tokio::select! {
+            // First what has come: a busy process must not take its own delay for the worker's silence.
+            biased;
             message = stream.message() => match message {
                 Ok(Some(message)) => {
                     heard = Instant::now();
@@ -143,7 +149,8 @@ fn receive(cluster: &Cluster, connection: &Connection, message: WorkerMessage) {
         Some(FromWorker::Pong(_) | FromWorker::Welcome(_)) | None => return,
     };
     match proto::request_key(key) {
-        Ok(key) => connection.deliver(&key, event),
+        Ok(key) if connection.deliver(&key, event) => {}
+        Ok(_) => cluster.metrics().stale_dropped(1),
         Err(error) => warn!(instance = %connection.instance, %error, "message dropped"),
     }
 }

@@ -93,15 +93,16 @@ impl Connection {
         Ok(Link { connection: self.clone(), key, events, open: false })
     }
 
-    /// Hands an event to its attempt. Of an attempt that is over it is dropped and counted; an attempt that does not keep up is cut.
-    pub(crate) fn deliver(&self, key: &RequestKey, event: Event) {
+    /// Hands an event to its attempt. False: the attempt is over (or did not keep up, and is now); the event is dropped and counted.
+    pub(crate) fn deliver(&self, key: &RequestKey, event: Event) -> bool {
         let mut routes = self.routes.lock();
-        let Some(routes) = routes.as_mut() else { return };
+        let Some(routes) = routes.as_mut() else { return false };
         let taken = routes.get(key).is_some_and(|route| route.try_send(event).is_ok());
         if !taken {
             routes.remove(key);
             self.late_dropped.fetch_add(1, Ordering::Relaxed);
         }
+        taken
     }
 
     /// Ends every attempt on it. What they already received they still read.

@@ -3,9 +3,10 @@
 //! The request lives here, not on a worker: an attempt that fails at any stage is followed by another one elsewhere, which goes on
 //! from the tokens that the client already has. Every attempt has its own epoch; whatever an attempt holds on a worker is a guard.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
+mod error;
+
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +24,9 @@ use crate::leg::Leg;
 use crate::link::{Connection, Event, Failure, Link};
 use crate::output::Writer;
 use crate::pairing::{Facts, PREFIX_BLOCK, Route};
+use error::{Broken, Taken, at};
+
+pub(crate) use error::RequestError;
 
 /// One prompt and its choices, validated.
 pub(crate) struct Request {
@@ -40,35 +44,6 @@ pub(crate) struct Request {
     pub(crate) attempts: u32,
     /// Go this way and no other (canaries).
     pub(crate) via: Option<Route>,
-}
-
-/// Why a request ends without an answer. Texts go to the client: no instance, no address.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RequestError {
-    #[error("{limit} requests are in flight, which is the limit; try again soon")]
-    Overloaded { limit: usize },
-    #[error("{limit} requests are waiting for room, which is the limit; try again soon")]
-    LineFull { limit: usize },
-    #[error("no room on any instance within {} s; try again soon", .waited.as_secs())]
-    NoRoom { waited: Duration },
-    #[error("no {role} instance is available; try again soon")]
-    NoInstance { role: Role },
-    #[error("{tokens} tokens are more than any instance can hold ({tokens_max})")]
-    TooLong { tokens: u32, tokens_max: u32 },
-    #[error("the workers failed {attempts} attempts at this request; try again soon")]
-    Attempts { attempts: u32 },
-    #[error("the worker refused the request: {message}")]
-    Rejected { message: String },
-    #[error("{unread} bytes of the answer were not read; the stream was cancelled")]
-    SlowReader { unread: usize },
-    #[error("internal error")]
-    Internal,
-}
-
-/// Why an attempt ended early: it failed (and another may follow), or the request as a whole cannot go on.
-enum Broken {
-    Attempt(Stage, Failure),
-    Request(RequestError),
 }
 
 /// Serves one request to its end; dropping the future cancels it on every worker.
@@ -470,32 +445,6 @@ enum Asked {
     Go(Path),
     NoRoom,
     Absent(Role),
-}
-
-/// Why tokens could not be taken.
-enum Taken {
-    Unexpected(Failure),
-    Request(RequestError),
-}
-
-impl Taken {
-    fn during(self, stage: Stage) -> Broken {
-        match self {
-            Taken::Unexpected(failure) => Broken::Attempt(stage, failure),
-            Taken::Request(error) => Broken::Request(error),
-        }
-    }
-}
-
-impl From<RequestError> for Broken {
-    fn from(error: RequestError) -> Self {
-        Broken::Request(error)
-    }
-}
-
-/// Says at which stage an attempt failed.
-fn at(stage: Stage) -> impl Fn(Failure) -> Broken {
-    move |failure| Broken::Attempt(stage, failure)
 }
 
 /// Until something changed, or `otherwise` when nothing did in time.

@@ -26,6 +26,7 @@ use serde::Serialize;
 use telemetry::SchedulerMetrics;
 use text::{ChatTemplate, Tokenizer};
 use tower::ServiceExt;
+use tower_http::cors::CorsLayer;
 use tracing::error;
 
 use crate::admission::Admission;
@@ -86,6 +87,8 @@ fn routes(api: Arc<Api>) -> axum::Router {
         .route("/version", get(status::version))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        // Chat pages are served from elsewhere; there are no cookies to protect.
+        .layer(CorsLayer::permissive())
         .with_state(api)
 }
 

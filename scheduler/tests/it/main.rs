@@ -1,8 +1,11 @@
 //! The scheduler in front of fake workers that speak the real protocol over loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 mod api; // what clients send and get
+mod bounds; // clients that send or read too slowly
 mod cancel; // clients that leave, streams that stay
 mod failover; // workers that die, freeze, refuse
 mod readiness; // who is taken into the cluster, and what /ready says

@@ -55,6 +55,7 @@ async fn another_table_is_refused_with_both_hashes() {
     let expected =
         format!("table_hash: ours is ours, theirs is {TABLE_HASH}; give every role the same global rank table");
     cluster.until("refused", || async { reason(&cluster, "decode-0").await == expected }).await;
+    assert_eq!(instance(&cluster, "decode-0").await["state"], "not_ready");
 }
 
 #[tokio::test]

@@ -1,0 +1,96 @@
+//! How the cluster looks from outside: what `/ready` says of every instance, and whether requests would be served.
+
+use types::Role;
+
+use super::{Cluster, Live, State};
+use crate::config::Target;
+use crate::pairing::{Pairing, Slot};
+
+/// One instance as `/ready` shows it.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct InstanceReport {
+    pub(crate) instance: String,
+    pub(crate) role: &'static str,
+    address: String,
+    /// `ready`, `connected` (no canary came back yet), `draining`, `not_ready` or `absent`.
+    pub(crate) state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<LoadReport>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct LoadReport {
+    running: u32,
+    waiting: u32,
+    waiting_tokens: u32,
+    blocks_total: u32,
+    blocks_free: u32,
+    blocks_cached: u32,
+    preemptions: u64,
+    /// Choices of our requests there, and their prompt tokens not yet computed.
+    booked_choices: u32,
+    booked_tokens: u32,
+    breaker_open: bool,
+    late_dropped: u64,
+}
+
+impl Cluster {
+    /// Whether a request would be served, and every instance's state with its reason.
+    pub(crate) fn report(&self) -> (bool, Vec<InstanceReport>) {
+        let states = self.states.lock();
+        let pairing = self.pairing.lock();
+        let reports: Vec<InstanceReport> = (self.members.iter().zip(states.iter()).enumerate())
+            .map(|(index, (target, state))| report(&pairing, Slot(index), target, state))
+            .collect();
+        let some = |role: Role| reports.iter().any(|report| report.role == role.as_str() && report.state == "ready");
+        let needs_prefill = self.members.iter().any(|target| target.role == Role::Prefill);
+        let unproven = reports.iter().any(|report| report.state == "connected");
+        (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)) && !unproven, reports)
+    }
+}
+
+fn report(pairing: &Pairing, slot: Slot, target: &Target, state: &State) -> InstanceReport {
+    let (word, reason, load) = match state {
+        State::Away { refused: false, reason } => ("absent", Some(reason.clone()), None),
+        State::Away { refused: true, reason } => ("not_ready", Some(reason.clone()), None),
+        State::Connected(live) => {
+            let (word, reason) = match (&live.mismatch, live.load.draining, live.proven) {
+                (Some(mismatch), _, _) => ("not_ready", Some(mismatch.clone())),
+                (None, true, _) => ("draining", None),
+                (None, false, true) => ("ready", None),
+                (None, false, false) => {
+                    let waiting = || "no canary prompt came back yet".to_owned();
+                    ("connected", Some(live.canary_error.clone().unwrap_or_else(waiting)))
+                }
+            };
+            (word, reason, Some(load_report(pairing, slot, live)))
+        }
+    };
+    InstanceReport {
+        instance: target.id.to_string(),
+        role: target.role.as_str(),
+        address: target.address.to_string(),
+        state: word,
+        reason,
+        load,
+    }
+}
+
+fn load_report(pairing: &Pairing, slot: Slot, live: &Live) -> LoadReport {
+    let (booked_choices, booked_tokens) = pairing.booked(slot);
+    LoadReport {
+        running: live.load.running,
+        waiting: live.load.waiting,
+        waiting_tokens: live.load.waiting_tokens,
+        blocks_total: live.load.blocks_total,
+        blocks_free: live.load.blocks_free,
+        blocks_cached: live.load.blocks_cached,
+        preemptions: live.load.preemptions,
+        booked_choices,
+        booked_tokens,
+        breaker_open: pairing.is_open(slot),
+        late_dropped: live.connection.late_dropped(),
+    }
+}
