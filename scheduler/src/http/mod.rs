@@ -19,6 +19,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Response};
 use openai::{ApiError, ErrorKind, ModelFacts};
@@ -139,15 +140,20 @@ impl Api {
             let message = "content-encoding must be identity: compressed bodies are not taken";
             return Err(ApiError::new(ErrorKind::UnsupportedMediaType, message));
         }
-        let bytes_max = usize::try_from(self.bounds.request.body_bytes).unwrap_or(usize::MAX);
-        let body = Limited::new(request.into_body(), bytes_max).collect();
+        let bytes_max = self.bounds.request.body_bytes;
+        let too_large = || {
+            let message = format!("the body is larger than the {bytes_max} bytes allowed");
+            ApiError::new(ErrorKind::TooLarge, message)
+        };
+        // What is announced is refused before it is sent.
+        if request.body().size_hint().lower() > bytes_max {
+            return Err(too_large());
+        }
+        let body = Limited::new(request.into_body(), usize::try_from(bytes_max).unwrap_or(usize::MAX)).collect();
         let body = tokio::time::timeout(self.body_read, body).await;
         let body = body.map_err(|_| ApiError::bad_request("the body did not arrive in time"))?;
         let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-            Some(_) => {
-                let message = format!("the body is larger than the {bytes_max} bytes allowed");
-                ApiError::new(ErrorKind::TooLarge, message)
-            }
+            Some(_) => too_large(),
             None => ApiError::bad_request("the body could not be read"),
         })?;
         Ok(body.to_bytes())
