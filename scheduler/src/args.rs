@@ -76,6 +76,10 @@ pub struct Args {
     /// Whether a decode instance may compute a prompt itself.
     #[arg(long, value_enum, default_value_t = LocalPrefill::Auto, env = "PDSERVE_LOCAL_PREFILL")]
     pub local_prefill: LocalPrefill,
+
+    /// Answer GET /server_info, which tells limits and instances; off by default.
+    #[arg(long)]
+    pub server_info: bool,
 }
 
 /// When a decode instance computes a prompt itself, without a hand-over.

@@ -24,6 +24,8 @@ pub struct Config {
     /// Prompt plus output in tokens; `None` = what the workers report.
     pub max_model_len: Option<u32>,
     pub local_prefill: LocalPrefill,
+    /// Whether `GET /server_info` tells how this server is set up.
+    pub server_info: bool,
     pub bounds: Bounds,
     pub timings: Timings,
 }
@@ -145,6 +147,7 @@ impl Config {
             table_hash: table_hash.into(),
             max_model_len: None,
             local_prefill: LocalPrefill::Auto,
+            server_info: false,
             bounds: Bounds::default(),
             timings: Timings::default(),
         }
@@ -168,6 +171,7 @@ impl Config {
         }
         config.max_model_len = args.max_model_len;
         config.local_prefill = args.local_prefill;
+        config.server_info = args.server_info;
         config.bounds.requests = args.max_concurrent_requests as usize;
         config.bounds.waiting = args.max_waiting_requests as usize;
         config.timings.wait = Duration::from_secs(args.max_wait);

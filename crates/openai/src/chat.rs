@@ -31,6 +31,12 @@ pub struct ChatRequest {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidChat {
     pub generation: Generation,
+    pub conversation: Conversation,
+}
+
+/// What the chat template makes a prompt of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
     /// At least one.
     pub messages: Vec<ChatMessage>,
     pub add_special_tokens: bool,
@@ -63,24 +69,30 @@ impl ChatRequest {
         let fields = Fields::check(&self.fields, Endpoint::Chat, bounds)?;
         let mut generation = Generation::read(&fields, bounds)?;
         generation.template.logprobs = read_logprobs(&fields)?;
+        let conversation = Conversation::read(&fields, read_tools(&fields, bounds)?, bounds)?;
+        Ok(ValidChat { generation, conversation })
+    }
+}
+
+impl Conversation {
+    pub(crate) fn read(fields: &Fields<'_>, tools: Option<Value>, bounds: &Bounds) -> Result<Self, ApiError> {
         let continue_final_message = fields.bool("continue_final_message").unwrap_or(false);
         let add_generation_prompt = fields.bool("add_generation_prompt");
         if continue_final_message && add_generation_prompt == Some(true) {
             let message = "continue_final_message and add_generation_prompt cannot both be true";
             return Err(ApiError::bad_field("continue_final_message", message));
         }
-        Ok(ValidChat {
-            generation,
-            messages: read_messages(&fields, bounds)?,
+        Ok(Self {
+            messages: read_messages(fields, bounds)?,
             add_special_tokens: fields.bool("add_special_tokens").unwrap_or(false),
             add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
             continue_final_message,
-            tools: read_tools(&fields, bounds)?,
+            tools,
             documents: fields
                 .list("documents", bounds.documents)?
                 .map(|_| fields.get("documents").cloned())
                 .unwrap_or_default(),
-            chat_template_kwargs: read_template_kwargs(&fields, bounds)?,
+            chat_template_kwargs: read_template_kwargs(fields, bounds)?,
         })
     }
 }
@@ -170,20 +182,26 @@ fn read_tool_calls(place: &str, extra: &mut Map<String, Value>, bounds: &Bounds)
 
 /// Tools are shown to the model only when it may not call them, since calls are not parsed yet.
 fn read_tools(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<Value>, ApiError> {
-    let tools = fields.list("tools", bounds.tools)?;
+    let tools = list_tools(fields, bounds)?;
     let choice = fields.get("tool_choice");
     match (tools, choice.and_then(Value::as_str)) {
-        (Some([]), _) => Err(ApiError::bad_field("tools", "tools must not be empty; leave it out instead")),
-        (Some(_), Some("none")) => {
-            let bytes = fields.get("tools").map(Value::to_string).unwrap_or_default().len();
-            at_most("tools", "bytes", bytes, bounds.tools_bytes)?;
-            Ok(fields.get("tools").cloned())
-        }
+        (Some(tools), Some("none")) => Ok(Some(tools)),
         (Some(_), _) => Err(ApiError::not_supported("tools", "calling tools (tool_choice other than \"none\")")),
         (None, Some("none" | "auto")) => Ok(None),
         (None, _) if choice.is_some() => Err(ApiError::bad_field("tool_choice", "tool_choice needs tools")),
         (None, _) => Ok(None),
     }
+}
+
+/// A list of tools as the template will see it.
+pub(crate) fn list_tools(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<Value>, ApiError> {
+    let Some(tools) = fields.list("tools", bounds.tools)? else { return Ok(None) };
+    if tools.is_empty() {
+        return Err(ApiError::bad_field("tools", "tools must not be empty; leave it out instead"));
+    }
+    let tools = Value::from(tools);
+    at_most("tools", "bytes", tools.to_string().len(), bounds.tools_bytes)?;
+    Ok(Some(tools))
 }
 
 fn read_template_kwargs(fields: &Fields<'_>, bounds: &Bounds) -> Result<Map<String, Value>, ApiError> {

@@ -1,7 +1,7 @@
-//! The table of every request field of both endpoints: one line each says type, range and meaning.
+//! The table of every request field of every endpoint: one line each says type, range and meaning.
 //!
 //! `check.rs` holds every field of a body against its line; rules between fields stand where the field is used. To add a field, add
-//! its line here and read it in `generation.rs`, `completion.rs` or `chat.rs`; to build a refused one, change its `NotYet`.
+//! its line here and read it in `generation.rs` or its endpoint's file; to build a refused one, change its `NotYet`.
 
 use serde_json::Value;
 
@@ -14,6 +14,10 @@ pub enum Endpoint {
     Completions,
     /// `POST /v1/chat/completions`
     Chat,
+    /// `POST /tokenize`
+    Tokenize,
+    /// `POST /detokenize`
+    Detokenize,
 }
 
 /// A field's line. `null` in a body is the same as leaving the field out.
@@ -53,11 +57,15 @@ pub enum Kind {
     },
 }
 
-use Endpoint::{Chat, Completions};
+use Endpoint::{Chat, Completions, Detokenize, Tokenize};
+
+const ALL: &[Endpoint] = &[Completions, Chat, Tokenize, Detokenize];
 
 const BOTH: &[Endpoint] = &[Completions, Chat];
 const C: &[Endpoint] = &[Completions];
 const H: &[Endpoint] = &[Chat];
+const HT: &[Endpoint] = &[Chat, Tokenize];
+const CHT: &[Endpoint] = &[Completions, Chat, Tokenize];
 
 const fn field(name: &'static str, on: &'static [Endpoint], kind: Kind, doc: &'static str) -> Field {
     Field { name, on, kind, doc }
@@ -97,14 +105,18 @@ fn is_text_format(value: &Value) -> bool {
 #[rustfmt::skip]
 pub static FIELDS: &[Field] = &[
     // What to answer.
-    field("model", BOTH, NAME, "served name; default: the first one"),
+    field("model", ALL, NAME, "served name; default: the first one"),
     field("prompt", C, Kind::Structured, "string, list of strings, list of token ids, or list of such lists"),
-    field("messages", H, Kind::Structured, "the conversation; content is a string or a list of text parts"),
-    field("add_special_tokens", BOTH, Kind::Bool, "let the tokenizer add BOS; default true for completions, false for chat"),
-    field("add_generation_prompt", H, Kind::Bool, "end the prompt with the head of an answer; default true"),
-    field("continue_final_message", H, Kind::Bool, "leave the last message open and go on with it; default false"),
-    field("chat_template_kwargs", H, Kind::Structured, "further variables of the chat template"),
-    field("documents", H, Kind::Structured, "passed to the chat template"),
+    field("prompt", &[Tokenize], Kind::Structured, "string; or send messages"),
+    field("tokens", &[Detokenize], Kind::Structured, "list of token ids"),
+    field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs; default false"),
+    field("messages", HT, Kind::Structured, "the conversation; content is a string or a list of text parts"),
+    field("add_special_tokens", CHT, Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
+    field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer; default true"),
+    field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it; default false"),
+    field("chat_template_kwargs", HT, Kind::Structured, "further variables of the chat template"),
+    field("documents", HT, Kind::Structured, "passed to the chat template"),
+    field("tools", &[Tokenize], Kind::Structured, "passed to the chat template"),
     field("tools", H, Kind::Structured, "passed to the chat template; needs tool_choice none for now"),
     field("tool_choice", H, Kind::Structured, "none; others need tool parsing"),
     field("echo", C, Kind::Bool, "answer with the prompt's text in front; default false"),
@@ -165,7 +177,7 @@ pub static FIELDS: &[Field] = &[
     field("truncate_prompt_tokens", BOTH, not_yet(never, "truncating the prompt"), ""),
     field("return_tokens_as_token_ids", BOTH, not_yet(is_false, "showing tokens as ids"), "false only"),
     field("priority", BOTH, not_yet(equals::<0>, "priority scheduling"), "0 only"),
-    field("chat_template", H, not_yet(never, "a chat template from a request"), "templates come from the model directory"),
+    field("chat_template", HT, not_yet(never, "a chat template from a request"), "templates come from the model directory"),
 ];
 
 /// A bound as the largest value of an integer field.

@@ -16,9 +16,10 @@ mod logprobs;
 mod models;
 mod response;
 mod stream;
+mod tokenize;
 
 pub use bounds::{Bound, Bounds};
-pub use chat::{ChatMessage, ChatRequest, ValidChat};
+pub use chat::{ChatMessage, ChatRequest, Conversation, ValidChat};
 pub use completion::{CompletionRequest, Prompt, ValidCompletion};
 pub use error::{ApiError, ErrorKind};
 pub use fields::{Endpoint, FIELDS, Field, Kind};
@@ -27,6 +28,7 @@ pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
 pub use models::{ModelCard, ModelList};
 pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
 pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
+pub use tokenize::{DetokenizeRequest, DetokenizeResponse, Source, TokenizeRequest, TokenizeResponse};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,9 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use hyper::{Request, Response};
-use openai::{ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Finish, ValidChat};
+use openai::{
+    ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Conversation, Finish, ValidChat,
+};
 use text::{Message, RenderOptions};
 use types::TokenId;
 
@@ -39,13 +41,13 @@ async fn start(api: &Arc<Api>, id: ClientId, request: Request<Body>) -> Result<G
     let body = api.body(request).await?;
     let chat = ChatRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
     api.check_model(chat.generation.model.as_deref())?;
-    let generation = chat.generation.clone();
-    let prompt = prompt(api, body.len(), chat).await?;
+    let ValidChat { generation, conversation } = chat;
+    let prompt = prompt(api, body.len(), conversation).await?;
     api.launch(Order { id, kind: "chatcmpl", generation, prompts: vec![prompt], after_prompt: false, arrived })
 }
 
 /// The conversation in the words of the model's own template, tokenised.
-async fn prompt(api: &Arc<Api>, bytes: usize, chat: ValidChat) -> Result<Vec<TokenId>, ApiError> {
+pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Result<Vec<TokenId>, ApiError> {
     let Some(template) = api.template.clone() else {
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::bad_field("messages", message));

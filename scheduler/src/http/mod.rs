@@ -7,6 +7,7 @@ mod generate;
 mod models;
 mod sse;
 mod status;
+mod tokenize;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -44,9 +44,11 @@ pub(crate) struct Api {
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) served_names: Vec<String>,
     /// From the flags and config.json; the workers' word is added when they are there.
-    pub(crate) max_model_len: Option<u32>,
+    pub(crate) model_len_max: Option<u32>,
     pub(crate) bounds: Bounds,
     pub(crate) body_read: Duration,
+    /// Whether `/server_info` answers.
+    pub(crate) server_info: bool,
     /// Unix seconds.
     pub(crate) started: u64,
     pub(crate) draining: AtomicBool,
@@ -81,7 +83,12 @@ fn routes(api: Arc<Api>) -> axum::Router {
         .route("/v1/models/{*name}", get(models::card))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(status::health))
+        .route("/ping", get(status::health).post(status::health))
+        .route("/load", get(status::load))
+        .route("/server_info", get(status::server_info))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
         .route("/metrics/", get(status::metrics))
@@ -93,11 +100,11 @@ fn routes(api: Arc<Api>) -> axum::Router {
         .with_state(api)
 }
 
-async fn not_found(State(_): State<Arc<Api>>) -> Response<Body> {
+async fn not_found() -> Response<Body> {
     error::response(&ApiError::new(ErrorKind::NotFound, "no such path"))
 }
 
-async fn method_not_allowed(State(_): State<Arc<Api>>) -> Response<Body> {
+async fn method_not_allowed() -> Response<Body> {
     error::response(&ApiError::new(ErrorKind::MethodNotAllowed, "this path does not take that method"))
 }
 
@@ -106,9 +113,14 @@ impl Api {
     fn facts(&self) -> ModelFacts {
         let model = self.cluster.model();
         let reported = model.as_ref().map(|model| model.max_model_len);
-        let max_model_len = [self.max_model_len, reported].into_iter().flatten().min().unwrap_or(u32::MAX);
+        let max_model_len = [self.model_len_max, reported].into_iter().flatten().min().unwrap_or(u32::MAX);
         let vocab_size = model.map_or(self.tokenizer.vocab_size() as u32, |model| model.vocab_size);
         ModelFacts { vocab_size, max_model_len }
+    }
+
+    /// The context's length, as soon as someone has said it.
+    fn max_model_len(&self) -> Option<u32> {
+        Some(self.facts().max_model_len).filter(|&len| len != u32::MAX)
     }
 
     /// The name that responses say.

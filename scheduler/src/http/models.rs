@@ -24,6 +24,5 @@ pub(super) async fn card(State(api): State<Arc<Api>>, Path(name): Path<String>) 
 }
 
 fn card_of(api: &Api, name: &str) -> ModelCard {
-    let max_model_len = Some(api.facts().max_model_len).filter(|&len| len != u32::MAX);
-    ModelCard::new(name, api.served_name(), api.started, max_model_len)
+    ModelCard::new(name, api.served_name(), api.started, api.max_model_len())
 }

@@ -238,3 +238,39 @@ async fn status_pages_answer() {
         assert!(metrics.contains(sample), "{sample} not in {metrics}");
     }
 }
+
+#[tokio::test]
+async fn text_becomes_ids_and_text_again() {
+    let cluster = cluster().await;
+    let check = async |path: &str, body: Value, expected: Value| {
+        let json = post(cluster.address(), path, body.clone()).await.json();
+        assert_eq!(json, expected, "{path} {body}");
+    };
+    let answer = |text: &str, strs: Value| json!({"count": text.len(), "max_model_len": 4096, "tokens": ids(text), "token_strs": strs});
+    check("/tokenize", json!({"prompt": "hi", "model": "alias"}), answer("hi", Value::Null)).await;
+    check("/tokenize", json!({"prompt": "hi", "return_token_strs": true}), answer("hi", json!(["h", "i"]))).await;
+    check("/tokenize", json!({"prompt": ""}), answer("", Value::Null)).await;
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    check("/tokenize", json!({"messages": messages}), answer("user: hi\n", Value::Null)).await;
+    check("/detokenize", json!({"tokens": ids("hi \u{e9}")}), json!({"prompt": "hi \u{e9}"})).await;
+    check("/detokenize", json!({"tokens": []}), json!({"prompt": ""})).await;
+    let refused = post(cluster.address(), "/detokenize", json!({"tokens": [999]})).await.json();
+    assert_eq!(refused["error"]["param"], "tokens", "{refused}");
+    let refused = post(cluster.address(), "/tokenize", json!({"prompt": "x", "model": "other"})).await;
+    assert_eq!(refused.status, 404);
+}
+
+#[tokio::test]
+async fn operators_see_load_and_set_up() {
+    let cluster = Cluster::start_unready(1, 1, |_| {}, |config| config.server_info = true).await;
+    cluster.ready().await;
+    for method in ["GET", "POST"] {
+        assert_eq!(send(cluster.address(), request(method, "/ping", "")).await.status, 200);
+    }
+    assert_eq!(get(cluster.address(), "/load").await.json(), json!({"server_load": 0}));
+    let info = get(cluster.address(), "/server_info").await.json();
+    assert_eq!(info["vllm_config"]["served_model_names"], json!(["fake", "alias"]));
+    assert!(get(cluster.address(), "/server_info?config_format=text").await.json()["vllm_config"].is_string());
+    let silent = self::cluster().await;
+    assert_eq!(get(silent.address(), "/server_info").await.status, 404, "only with the flag");
+}

@@ -5,7 +5,10 @@ mod numbers;
 mod requests;
 mod shapes;
 
-use crate::{ApiError, Bounds, ChatRequest, CompletionRequest, Endpoint, ModelFacts, ValidChat, ValidCompletion};
+use crate::{
+    ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, Endpoint, ModelFacts, TokenizeRequest,
+    ValidChat, ValidCompletion,
+};
 
 const FACTS: ModelFacts = ModelFacts { vocab_size: 1000, max_model_len: 4096 };
 
@@ -22,8 +25,13 @@ fn with(endpoint: Endpoint, field: &str, json: &str) -> String {
     match endpoint {
         Endpoint::Completions if field == "prompt" => format!(r#"{{"prompt": {json}}}"#),
         Endpoint::Completions => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
+        Endpoint::Tokenize if ["prompt", "messages"].contains(&field) => format!(r#"{{"{field}": {json}}}"#),
+        Endpoint::Detokenize if field == "tokens" => format!(r#"{{"tokens": {json}}}"#),
+        Endpoint::Detokenize => format!(r#"{{"tokens": [1], "{field}": {json}}}"#),
         Endpoint::Chat if field == "messages" => format!(r#"{{"messages": {json}}}"#),
-        Endpoint::Chat => format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], "{field}": {json}}}"#),
+        Endpoint::Chat | Endpoint::Tokenize => {
+            format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], "{field}": {json}}}"#)
+        }
     }
 }
 
@@ -32,6 +40,12 @@ fn decided(endpoint: Endpoint, body: &str) -> Result<String, ApiError> {
     match endpoint {
         Endpoint::Completions => completion(body).map(|valid| format!("{valid:?}")),
         Endpoint::Chat => chat(body).map(|valid| format!("{valid:?}")),
+        Endpoint::Tokenize => {
+            TokenizeRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
+        }
+        Endpoint::Detokenize => {
+            DetokenizeRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
+        }
     }
 }
 
@@ -40,6 +54,10 @@ fn resolved(endpoint: Endpoint, body: &str) -> Result<types::SamplingParams, Api
     let (generation, prompt) = match endpoint {
         Endpoint::Completions => completion(body).map(|valid| (valid.generation, valid.prompts.into_iter().next()))?,
         Endpoint::Chat => chat(body).map(|valid| (valid.generation, None))?,
+        // Without sampling: any valid one stands for it.
+        Endpoint::Tokenize | Endpoint::Detokenize => {
+            return decided(endpoint, body).and_then(|_| resolved(Endpoint::Completions, r#"{"prompt": "x"}"#));
+        }
     };
     prompt.map_or(Ok(()), |prompt| prompt.check_vocabulary(&FACTS))?;
     generation.sampling(10, &FACTS, 7)

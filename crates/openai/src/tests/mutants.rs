@@ -41,7 +41,7 @@ fn any_value() -> impl Strategy<Value = Value> {
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    prop::sample::select(vec![Endpoint::Completions, Endpoint::Chat])
+    prop::sample::select(vec![Endpoint::Completions, Endpoint::Chat, Endpoint::Tokenize, Endpoint::Detokenize])
 }
 
 fn check(endpoint: Endpoint, body: &str) -> Result<(), TestCaseError> {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{FACTS, chat, completion, decided, resolved, with};
 use crate::{ApiError, Bounds, Endpoint, Prompt, StreamOptions};
-use Endpoint::{Chat, Completions};
+use Endpoint::{Chat, Completions, Detokenize, Tokenize};
 
 /// A field's value, and either `""` (accepted) or `param: part of the message`.
 const VALUES: &[(Endpoint, &str, &str, &str)] = &[
@@ -73,6 +73,18 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "stop", "1", "stop: must be a string or a list of strings, got 1"),
     (Completions, "stop_token_ids", "[1, 2]", ""),
     (Completions, "stop_token_ids", r#"["1"]"#, "stop_token_ids: must be a whole number"),
+    // tokenize
+    (Tokenize, "prompt", r#""hello""#, ""),
+    (Tokenize, "prompt", r#""""#, ""),
+    (Tokenize, "prompt", "null", "prompt: prompt or messages is required"),
+    (Tokenize, "prompt", "[1]", "prompt: must be a string, got a list of 1"),
+    (Tokenize, "messages", "[]", "messages: must not be empty"),
+    (Tokenize, "tools", "[{}]", ""),
+    (Tokenize, "chat_template", r#""x""#, "chat_template: not supported yet"),
+    (Detokenize, "tokens", "[]", ""),
+    (Detokenize, "tokens", "null", "tokens: is required"),
+    (Detokenize, "tokens", r#""1""#, "tokens: must be a list"),
+    (Detokenize, "tokens", "[1.5]", "tokens: must be a whole number"),
     // sampling
     (Chat, "temperature", "2.1", "temperature: must be at least 0 and at most 2, got 2.1"),
     (Chat, "temperature", r#""hot""#, "temperature: must be a number, got the string \"hot\""),
@@ -188,6 +200,7 @@ fn fields_together() {
     let chat = |fields: &str| format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], {fields}}}"#);
     let completion = |fields: &str| format!(r#"{{"prompt": "x", {fields}}}"#);
     check(Chat, &chat(r#""n": 2, "temperature": 0"#), "n: must be 1 with greedy sampling (temperature 0), got 2");
+    check(Tokenize, &chat(r#""prompt": "x""#), "prompt: send prompt or messages, not both");
     check(Chat, &chat(r#""n": 2, "best_of": 2"#), "");
     check(Chat, &chat(r#""n": 2, "best_of": 1"#), "best_of: at least n, got best_of 1 with n 2");
     check(Chat, &chat(r#""logprobs": true, "top_logprobs": 20"#), "");
@@ -294,8 +307,9 @@ fn defaults() {
     let sampling = resolved(Completions, r#"{"prompt": "x"}"#).unwrap();
     assert_eq!((sampling.max_tokens, sampling.temperature, sampling.seed, sampling.logprobs), (16, 1.0, 7, None));
     let valid = chat(r#"{"messages": [{"role": "user", "content": "x"}]}"#).unwrap();
+    let conversation = &valid.conversation;
     assert_eq!(
-        (valid.add_generation_prompt, valid.continue_final_message, valid.add_special_tokens),
+        (conversation.add_generation_prompt, conversation.continue_final_message, conversation.add_special_tokens),
         (true, false, false)
     );
     let generation = &valid.generation;
@@ -308,7 +322,7 @@ fn defaults() {
     assert!(full.message.contains("you requested 4096 tokens (4096 in the prompt, 0 in the completion)"), "{full}");
     assert!(generation.sampling(1_000_000, &FACTS, 1).is_err());
     let open = chat(&with(Chat, "continue_final_message", "true")).unwrap();
-    assert!(!open.add_generation_prompt);
+    assert!(!open.conversation.add_generation_prompt);
 }
 
 #[test]
@@ -347,7 +361,7 @@ fn prompts_and_messages_as_the_scheduler_gets_them() {
     let body = r#"[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "N", "x": null},
         {"role": "assistant", "content": "c", "tool_calls": []},
         {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]}]"#;
-    let messages = chat(&with(Chat, "messages", body)).unwrap().messages;
+    let messages = chat(&with(Chat, "messages", body)).unwrap().conversation.messages;
     let seen: Vec<_> =
         messages.iter().map(|message| (message.content.as_deref(), json!(message.extra).to_string())).collect();
     let call = r#"{"tool_calls":[{"id":"1","function":{"name":"f","arguments":{"z":1,"a":2}}}]}"#;
@@ -357,7 +371,7 @@ fn prompts_and_messages_as_the_scheduler_gets_them() {
 #[test]
 fn errors_stay_small_and_do_not_repeat_input() {
     let secret = "secret".repeat(100_000);
-    for endpoint in [Completions, Chat] {
+    for endpoint in [Completions, Chat, Tokenize, Detokenize] {
         for field in crate::FIELDS.iter().filter(|field| field.on.contains(&endpoint)) {
             for json in [format!("\"{secret}\""), format!("[\"{secret}\"]"), format!("{{\"{secret}\": \"{secret}\"}}")]
             {
