@@ -123,8 +123,7 @@ impl Cluster {
     /// A worker answered Hello. Checked here: that it is who the table says, and what it runs.
     pub(crate) fn welcomed(&self, slot: Slot, welcome: Welcome, outbox: Outbox) -> Result<Arc<Connection>, Ended> {
         let target = self.target(slot);
-        self.check(target, &welcome).map_err(Ended::Refused)?;
-        let model = welcome.model.map(ModelIdentity::from).unwrap_or_else(|| unreachable!("checked above"));
+        let model = self.check(target, &welcome).map_err(Ended::Refused)?;
         let limits = welcome.limits.map(Limits::from).unwrap_or_default();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(slot, generation, target.id.clone(), self.timings.progress, outbox));
@@ -178,7 +177,7 @@ impl Cluster {
         self.changed.notify_waiters();
     }
 
-    fn check(&self, target: &Target, welcome: &Welcome) -> Result<(), String> {
+    fn check(&self, target: &Target, welcome: &Welcome) -> Result<ModelIdentity, String> {
         if !welcome.refusal.is_empty() {
             return Err(format!("refused the scheduler: {}", welcome.refusal));
         }
@@ -195,7 +194,7 @@ impl Cluster {
         if welcome.role != target.role.as_str() {
             return Err(differs("role", target.role, &welcome.role));
         }
-        welcome.model.as_ref().map(|_| ()).ok_or_else(|| "its Welcome lacks the model".to_owned())
+        welcome.model.clone().map(ModelIdentity::from).ok_or_else(|| "its Welcome lacks the model".to_owned())
     }
 
     /// Applies a change of who is connected, then says again who is ready.

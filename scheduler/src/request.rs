@@ -386,13 +386,16 @@ impl Story<'_> {
         let Route::Pair { prefill, decode } = path.booked.route() else { return };
         let exposed = Duration::from_micros(stats.exposed_us);
         self.cluster.handed_over(prefill, decode, exposed);
-        self.metrics.handed_over(&telemetry::HandOver {
-            transport: &stats.transport,
-            bytes: stats.bytes,
-            pieces: u64::from(stats.pieces),
-            retried_pieces: u64::from(stats.retried_pieces),
-            exposed,
-        });
+        // D may have had everything already.
+        if stats.pieces > 0 {
+            self.metrics.handed_over(&telemetry::HandOver {
+                transport: &stats.transport,
+                bytes: stats.bytes,
+                pieces: u64::from(stats.pieces),
+                retried_pieces: u64::from(stats.retried_pieces),
+                exposed,
+            });
+        }
         debug!(request_id = %path.key.request, stage = %Stage::Transferring, transport = stats.transport, bytes = stats.bytes,
             blocks_skipped = stats.blocks_skipped, exposed_us = stats.exposed_us, "handed over");
     }
