@@ -332,7 +332,11 @@ impl Product {
                 tile::<S, E, M, N>(x, w, self.k, &mut outputs);
                 for m in 0..M {
                     let to = self.to.add(m * self.to_stride + column);
-                    std::ptr::copy_nonoverlapping(outputs[m * N..].as_ptr(), to, N.min(last + 1));
+                    if N <= last + 1 {
+                        to.cast::<[f32; N]>().write_unaligned(std::array::from_fn(|n| outputs[m * N + n]));
+                    } else {
+                        std::ptr::copy_nonoverlapping(outputs[m * N..].as_ptr(), to, last + 1);
+                    }
                 }
             }
             column += N;
