@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use tests::{Client, Oracle, ProcessCluster, demo_model};
+use types::SamplingParams;
 
 const PDSERVE: &str = env!("CARGO_BIN_EXE_pdserve-under-test");
 const CHAT: &str = "/v1/chat/completions";
@@ -70,4 +71,57 @@ async fn an_aggregated_instance_and_tensor_parallel_pairs_give_the_same_texts() 
             assert_eq!(ask(&cluster.client(), question).await, oracle.answer(question, 200), "{args:?}: {question}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seeded_choices_are_those_of_one_process() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let mut oracle = Oracle::load(&demo_model());
+    let sampling = SamplingParams {
+        temperature: 1.5,
+        top_p: 0.9,
+        seed: 42,
+        presence_penalty: 0.3,
+        max_tokens: 40,
+        ..SamplingParams::default()
+    };
+    let question = "Tell me a short story.";
+    let expected = oracle.generate(oracle.chat_prompt(question), &sampling, 3);
+    let mut body = greedy(question);
+    for (key, value) in [("temperature", json!(1.5)), ("top_p", json!(0.9)), ("seed", json!(42)), ("n", json!(3))] {
+        body[key] = value;
+    }
+    body["presence_penalty"] = json!(0.3);
+    body["max_tokens"] = json!(40);
+    let reply = cluster.client().post(CHAT, &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let texts: Vec<_> = (0..3).map(|i| reply.body["choices"][i]["message"]["content"].as_str().unwrap()).collect();
+    let expected: Vec<_> = expected.iter().map(|choice| oracle.text(choice)).collect();
+    assert_eq!(texts, expected);
+    assert!(expected[0] != expected[1], "the draws differ, else this proves nothing: {expected:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_too_small_for_all_preempts_and_changes_no_text() {
+    // 12 sequences grow to about 20 blocks each; there are 64.
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "0", "--decode", "1", "--kv-cache-memory", "3MiB"]);
+    let mut oracle = Oracle::load(&demo_model());
+    let client = cluster.client();
+    let sampling = SamplingParams { max_tokens: 280, ignore_eos: true, ..SamplingParams::default() };
+    let questions: Vec<_> = (0..12).map(|i| format!("What is a block? Example {i}.")).collect();
+    let texts = questions.iter().map(|question| {
+        let mut body = greedy(question);
+        body["max_tokens"] = json!(280);
+        body["ignore_eos"] = json!(true);
+        let client = client.clone();
+        async move { client.stream(CHAT, &body).await.text(0).await }
+    });
+    for (question, text) in questions.iter().zip(futures::future::join_all(texts).await) {
+        let expected = oracle.generate(oracle.chat_prompt(question), &sampling, 1);
+        assert_eq!(text, oracle.text(&expected[0]), "{question}");
+    }
+    let metrics = client.get("/metrics").await.body;
+    let preempted = metrics.as_str().unwrap().lines().find(|line| line.starts_with("vllm:num_preemptions_total"));
+    let count = preempted.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    assert!(count.is_some_and(|count| count > 0.0), "nothing was preempted: {preempted:?}");
 }
