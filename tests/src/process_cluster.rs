@@ -25,6 +25,8 @@ impl ProcessCluster {
             .args(["up", "--port", "0", "--run-dir"])
             .arg(run_dir.path())
             .args(args)
+            // Short prompts on an idle decode instance would not visit P at all, and the tests are about those that do.
+            .env("PDSERVE_LOCAL_PREFILL", "never")
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program starts");

@@ -20,5 +20,5 @@ pub use error::{Error, Problem};
 pub use file::read;
 pub use identity::{Identity, InstanceEntry, instances, instances_with_ports};
 pub use merge::merge;
-pub use plan::{HostPlan, PlannedInstance, SingleHost, single_host};
+pub use plan::{HostPlan, PlannedInstance};
 pub use ports::NodePorts;

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use ranktable::{
-    Error, GlobalRankTable, HostRankTable, Identity, LocalRankTable, NodePorts, Problem, Role, SingleHost,
-    instances_with_ports, merge, single_host,
+    Error, GlobalRankTable, HostPlan, HostRankTable, Identity, LocalRankTable, NodePorts, PlannedInstance, Problem,
+    Role, instances_with_ports, merge,
 };
 use serde_json::{Value, json};
 
@@ -415,32 +415,38 @@ fn ports(met: &mut Met) {
     );
 }
 
-fn plans(met: &mut Met) {
-    let good = SingleHost {
-        ip: [127, 0, 0, 1].into(),
-        prefill: 1,
-        decode: 1,
-        tensor_parallel_size: 2,
-        scheduler_port: 9000,
-        prefill_base_port: 8088,
-        decode_base_port: 8188,
+/// `prefill` and `decode` hold each instance's number of devices and its port.
+fn host_plan(prefill: &[(usize, u16)], decode: &[(usize, u16)]) -> HostPlan {
+    let ip = [127, 0, 0, 1].into();
+    let mut device = 0..;
+    let mut instances = |list: &[(usize, u16)]| {
+        let instance = |&(size, port): &(usize, u16)| PlannedInstance {
+            devices: device.by_ref().take(size).map(|id| (id, ip)).collect(),
+            port: Some(port),
+        };
+        list.iter().map(instance).collect()
     };
-    assert!(single_host(&good).is_ok());
-    let mut check = |plan: SingleHost, expected| met.check(single_host(&plan).err(), expected);
+    HostPlan { ip, scheduler: Some(Some(9000)), prefill: instances(prefill), decode: instances(decode) }
+}
+
+fn plans(met: &mut Met) {
+    let plan = |plan: HostPlan| plan.build().and_then(HostRankTable::into_global);
+    assert!(plan(host_plan(&[(2, 8088)], &[(2, 8188)])).is_ok());
+    assert!(plan(host_plan(&[], &[(1, 8188)])).is_ok(), "decode instances alone compute prompts themselves");
+    let mut check = |prefill: &[_], decode: &[_], expected| met.check(plan(host_plan(prefill, decode)).err(), expected);
     check(
-        SingleHost { prefill: 2000, ..good.clone() },
-        "command line: --prefill: found 2000 instances, expected at most 1024 in one group; fix: split the cluster",
+        &(0..1025).map(|i| (1, 10000 + i)).collect::<Vec<_>>(),
+        &[(1, 8188)],
+        "command line: server_group_list[1].server_list: found 1025 instances, expected at most 1024 in one group; fix: split the cluster",
     );
     check(
-        SingleHost { tensor_parallel_size: 65, ..good.clone() },
-        "command line: --tensor-parallel-size: found 65 devices, expected at most 64 in one instance; fix: use smaller instances",
+        &[(65, 8088)],
+        &[(65, 8188)],
+        "command line: --prefill-server-list[0].device: found 65 devices, expected at most 64 in one instance; fix: use smaller instances",
     );
     check(
-        SingleHost { prefill_base_port: 65535, prefill: 2, ..good.clone() },
-        "command line: --port: found \"65536\", expected a port from 1 to 65535; fix: write the HTTP port of the instance, for example 8088",
-    );
-    check(
-        SingleHost { decode_base_port: 8088, ..good },
+        &[(1, 8088)],
+        &[(1, 8088)],
         "command line: --decode-server-list[0].port: found port 8088 of 127.0.0.1 a second time (first at --prefill-server-list[0].port), expected a port of its own for every instance on a machine; fix: choose another port",
     );
 }
