@@ -5,6 +5,7 @@
 #   GLOBAL_RANK_TABLE_FILE_PATH   the cluster's table, the same for every instance
 #   RANK_TABLE_FILE_PATH          this instance's own table
 #   NODE_PORTS                    ports of all prefill, then all decode instances (unless the tables say them)
+#   PDSERVE_CLUSTER_SECRET        the same for every instance; needed unless --host is a loopback address
 #   USE_OPENAI                    scheduler: 1 = OpenAI API
 #
 # Example: start_servers.sh --model=/models/llama --tensor-parallel-size=2 --host=0.0.0.0 --port=8088

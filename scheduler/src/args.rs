@@ -61,6 +61,10 @@ pub struct Args {
     #[arg(long, value_name = "METHOD")]
     pub quantization: Option<String>,
 
+    /// File with the secret that all processes of the cluster share; the variable PDSERVE_CLUSTER_SECRET may hold it instead.
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+
     /// Requests in flight; one more is answered 429.
     #[arg(long, default_value_t = 4096, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub max_concurrent_requests: u32,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use kv::BlockHash;
 use parking_lot::Mutex;
+use proto::ClusterSecret;
 use proto::control::{self, Welcome};
 use telemetry::{SchedulerMetrics, WorkerLoad};
 use tokio::sync::Notify;
@@ -33,6 +34,7 @@ pub(crate) struct Cluster {
     /// Of this process: workers drop what an older scheduler left.
     incarnation: u64,
     table_hash: String,
+    secret: Option<ClusterSecret>,
     timings: Timings,
     metrics: SchedulerMetrics,
 }
@@ -84,6 +86,7 @@ impl Cluster {
             generations: AtomicU64::new(0),
             incarnation: rand::random(),
             table_hash: config.table_hash.clone(),
+            secret: config.secret.clone(),
             timings: config.timings.clone(),
             metrics: SchedulerMetrics::new(config.served_names.first().map_or("", String::as_str)),
         }
@@ -107,6 +110,10 @@ impl Cluster {
 
     pub(crate) fn table_hash(&self) -> &str {
         &self.table_hash
+    }
+
+    pub(crate) fn secret(&self) -> Option<&ClusterSecret> {
+        self.secret.as_ref()
     }
 
     pub(crate) fn incarnation(&self) -> u64 {

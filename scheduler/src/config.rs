@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::{ClusterSecret, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use types::{InstanceId, Role};
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub local_prefill: LocalPrefill,
     /// Whether `GET /server_info` tells how this server is set up.
     pub server_info: bool,
+    /// Proven to every worker, and by it.
+    pub secret: Option<ClusterSecret>,
     pub bounds: Bounds,
     pub timings: Timings,
 }
@@ -132,6 +135,8 @@ pub enum ConfigError {
     #[error("--host {listen} is also the address of {instance} in NODE_PORTS; fix: give the scheduler another --port")]
     OwnAddress { listen: SocketAddr, instance: InstanceId },
     #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
     Tables(#[from] ranktable::Error),
 }
 
@@ -148,6 +153,7 @@ impl Config {
             max_model_len: None,
             local_prefill: LocalPrefill::Auto,
             server_info: false,
+            secret: None,
             bounds: Bounds::default(),
             timings: Timings::default(),
         }
@@ -170,6 +176,7 @@ impl Config {
             config.served_names = args.served_model_name.clone();
         }
         config.max_model_len = args.max_model_len;
+        config.secret = ClusterSecret::load(args.cluster_secret_file.as_deref())?;
         config.local_prefill = args.local_prefill;
         config.server_info = args.server_info;
         config.bounds.requests = args.max_concurrent_requests as usize;

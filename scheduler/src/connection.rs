@@ -4,15 +4,21 @@
 //! move elsewhere.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper_util::rt::TokioIo;
 use proto::control::worker_client::WorkerClient;
 use proto::control::worker_message::Body as FromWorker;
 use proto::control::{Hello, Ping, Welcome, WorkerMessage, scheduler_message::Body};
+use proto::{ClusterSecret, Port};
+use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::Streaming;
+use tonic::codegen::http::Uri;
 use tonic::transport::Endpoint;
+use tower::service_fn;
 use tracing::{info, warn};
 
 use crate::cluster::Cluster;
@@ -88,9 +94,10 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
     let target = cluster.target(slot);
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
         .map_err(|error| Ended::Connect(root_cause(&error)))?
-        .connect_timeout(cluster.timings().connect)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|error| Ended::Connect(root_cause(&error)))?;
+        .connect_timeout(cluster.timings().connect);
+    let (address, secret) = (target.address, cluster.secret().cloned());
+    let dial = service_fn(move |_: Uri| dial(address, secret.clone()));
+    let channel = endpoint.connect_with_connector(dial).await.map_err(|error| Ended::Connect(root_cause(&error)))?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
     let hello = Hello {
         protocol: proto::PROTOCOL,
@@ -107,6 +114,16 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
         Some(_) => Err(Ended::Refused("the first message is no Welcome; is this a pdserve worker?".into())),
         None => Err(Ended::Lost("closed before Welcome".into())),
     }
+}
+
+/// A TCP connection to a worker that has proven, if there is a secret, that it is one of ours.
+async fn dial(address: SocketAddr, secret: Option<ClusterSecret>) -> Result<TokioIo<TcpStream>, std::io::Error> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    if let Some(secret) = secret {
+        secret.connect(&mut stream, Port::Worker, "scheduler").await.map_err(std::io::Error::other)?;
+    }
+    Ok(TokioIo::new(stream))
 }
 
 async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<WorkerMessage>) -> Ended {

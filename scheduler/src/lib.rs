@@ -39,6 +39,7 @@ use crate::http::Api;
 
 pub use args::{Args, LocalPrefill};
 pub use config::{Bounds, Config, ConfigError, Target, Timings};
+pub use proto::SECRET_VARIABLE;
 
 /// A scheduler that serves. Dropping it stops it at once; [`Running::shutdown`] drains it first.
 pub struct Running {

@@ -10,10 +10,11 @@ use clap::{Command, CommandFactory};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable};
 
 /// Flags of other programs, in our files.
-const FOREIGN_FLAGS: [(&str, &[&str]); 7] = [
+const FOREIGN_FLAGS: [(&str, &[&str]); 8] = [
     ("curl", &["--max-time"]),
     ("docker", &["--build", "--device", "--env-file", "--gpus", "--net"]),
     ("cargo", &["--locked", "--release", "--workspace"]),
+    ("kubectl", &["--from-literal"]),
     ("apt-get", &["--no-install-recommends"]),
     ("useradd", &["--create-home", "--uid"]),
     ("Dockerfile COPY", &["--from"]),
@@ -24,8 +25,8 @@ const FOREIGN_FLAGS: [(&str, &[&str]); 7] = [
 const FOREIGN_VARIABLES: [(&str, &str); 2] =
     [("MODEL_DIR", "compose.yaml takes the model's directory from it"), ("NODE_IP", "a placeholder")];
 
-/// Variables that are no flags: `telemetry` reads them.
-const LOG_VARIABLES: [&str; 2] = ["PDSERVE_LOG", "PDSERVE_LOG_FORMAT"];
+/// Variables that are no flags: `telemetry` reads the first two; a secret on a command line could be read by anyone.
+const LOG_VARIABLES: [&str; 3] = ["PDSERVE_LOG", "PDSERVE_LOG_FORMAT", scheduler::SECRET_VARIABLE];
 
 /// What a command line may begin with. `start_servers.sh` passes its flags to any of the three roles.
 fn programs(name: &str) -> Vec<Command> {

@@ -9,6 +9,7 @@ mod otlp;
 #[cfg(not(feature = "otlp"))]
 #[path = "otlp_off.rs"]
 mod otlp;
+mod seldom;
 mod trace;
 
 pub use logging::{Error, init};
@@ -16,4 +17,5 @@ pub use metrics::{
     CONTENT_TYPE, Direction, GaugeGuard, HandOver, Outcome, SchedulerMetrics, WorkerLoad, WorkerMetrics,
 };
 pub use otlp::{Exporter, continue_trace};
+pub use seldom::Seldom;
 pub use trace::{BadTraceparent, TraceContext};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use proto::ClusterSecret;
 use types::InstanceId;
 
 use crate::TransferError;
@@ -21,6 +22,8 @@ pub struct TransferConfig {
     pub incarnation: u64,
     /// The model's digest; peers with another one are refused.
     pub digest: String,
+    /// Proven by both ends of every connection between processes; `None` only where all of them are on loopback.
+    pub secret: Option<ClusterSecret>,
     /// What this side offers; empty = all. A single entry forces it.
     pub transports: Vec<TransportKind>,
     /// Bytes a peer may have unacknowledged on one connection to us.
@@ -36,6 +39,7 @@ impl TransferConfig {
             instance,
             incarnation,
             digest: digest.into(),
+            secret: None,
             transports: Vec::new(),
             credit_bytes: CREDIT_BYTES,
             stall: STALL,

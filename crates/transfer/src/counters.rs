@@ -13,6 +13,7 @@ pub struct Counters {
     retried: AtomicU64,
     duplicates: AtomicU64,
     connections_lost: AtomicU64,
+    unauthenticated: AtomicU64,
 }
 
 impl Counters {
@@ -44,6 +45,15 @@ impl Counters {
     /// Connections that ended in an error.
     pub fn connections_lost(&self) -> u64 {
         self.connections_lost.load(Relaxed)
+    }
+
+    /// Connections refused because the peer did not prove the cluster secret (receiver).
+    pub fn unauthenticated(&self) -> u64 {
+        self.unauthenticated.load(Relaxed)
+    }
+
+    pub(crate) fn count_unauthenticated(&self) {
+        self.unauthenticated.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn count_piece(&self, kind: TransportKind, bytes: u64) {

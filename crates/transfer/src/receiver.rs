@@ -14,11 +14,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use kv::{KvLayout, KvStore};
 use parking_lot::Mutex;
+use proto::Port;
 use proto::kv::kv_transfer_server::KvTransferServer;
 use proto::kv::{Abandon, Piece};
+use telemetry::Seldom;
+use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::RequestId;
 
@@ -53,6 +57,7 @@ pub(crate) struct Registry {
     /// Where we can be reached, for tickets.
     endpoints: Mutex<Vec<Endpoint>>,
     connections: AtomicU64,
+    refusals: Mutex<Seldom>,
 }
 
 impl KvReceiver {
@@ -65,6 +70,7 @@ impl KvReceiver {
             sites: Mutex::new(HashMap::new()),
             endpoints: Mutex::new(Vec::new()),
             connections: AtomicU64::new(0),
+            refusals: Mutex::default(),
         };
         Self { registry: Arc::new(registry) }
     }
@@ -152,6 +158,17 @@ impl Drop for Listening {
 }
 
 impl Registry {
+    /// Whether the peer of a new TCP connection is one of ours; before that nothing else of it is read.
+    pub(crate) async fn admit(&self, stream: &mut TcpStream, peer: SocketAddr) -> bool {
+        let Some(secret) = &self.config.secret else { return true };
+        let Err(error) = secret.accept(stream, Port::Kv, self.config.instance.as_str()).await else { return true };
+        self.counters.count_unauthenticated();
+        if self.refusals.lock().due(peer.ip(), Instant::now()) {
+            tracing::warn!(%peer, %error, "kv connection refused");
+        }
+        false
+    }
+
     /// A number for a new connection.
     pub(crate) fn connection(&self) -> u64 {
         self.connections.fetch_add(1, Ordering::Relaxed)

@@ -67,6 +67,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "inproc,shm,tcp,grpc")]
     pub kv_transports: Vec<String>,
 
+    /// File with the secret that all processes of the cluster share; the variable PDSERVE_CLUSTER_SECRET may hold it instead.
+    /// Needed unless --host is a loopback address.
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+
     /// Port for KV over TCP and shared memory on a decode instance; 0 = any free one.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub kv_port: u16,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use engine::EngineConfig;
 use kv::KvDtype;
+use proto::{ClusterSecret, SECRET_VARIABLE, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use transfer::{TransferConfig, TransportKind};
 use types::{InstanceId, Role};
@@ -36,6 +37,12 @@ pub enum ConfigError {
         "--host {host} is only reachable from this machine, but the rank table announces {announced}: use --host 0.0.0.0 or --host {announced}"
     )]
     Unreachable { host: String, announced: IpAddr },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(
+        "--host {host} lets other machines in, and nothing keeps strangers out: give all roles the same secret by {SECRET_VARIABLE} or --cluster-secret-file (`openssl rand -hex 32` makes one), or use --host 127.0.0.1"
+    )]
+    Open { host: String },
 }
 
 /// One instance, ready to start.
@@ -52,6 +59,8 @@ pub struct Config {
     pub advertise: IpAddr,
     pub kv_port: u16,
     pub transports: Vec<TransportKind>,
+    /// Whoever opens a control or KV connection must prove it; `None` only on loopback.
+    pub secret: Option<ClusterSecret>,
 }
 
 impl Config {
@@ -70,7 +79,11 @@ impl Config {
             advertise: identity.server_ip,
             kv_port: args.kv_port,
             transports: transports(&args.kv_transports)?,
+            secret: ClusterSecret::load(args.cluster_secret_file.as_deref())?,
         };
+        if config.secret.is_none() && !config.listen.ip().is_loopback() {
+            return Err(ConfigError::Open { host: args.host.clone() });
+        }
         if config.listen.ip().is_loopback() && !config.advertise.is_loopback() {
             return Err(ConfigError::Unreachable { host: args.host.clone(), announced: config.advertise });
         }
@@ -79,8 +92,8 @@ impl Config {
 
     /// How this instance takes part in hand-overs.
     pub fn transfer(&self, incarnation: u64, digest: &str) -> TransferConfig {
-        let transports = self.transports.clone();
-        TransferConfig { transports, ..TransferConfig::new(self.instance.clone(), incarnation, digest) }
+        let (transports, secret) = (self.transports.clone(), self.secret.clone());
+        TransferConfig { transports, secret, ..TransferConfig::new(self.instance.clone(), incarnation, digest) }
     }
 }
 

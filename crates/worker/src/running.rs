@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use types::{Limits, ModelIdentity, Role};
 
 use crate::control::{Control, Introduction, RoleService};
-use crate::{Config, EngineHandle, Planner, Runner, RunnerConfig, WorkerArgs, server};
+use crate::server::{self, Door};
+use crate::{Config, EngineHandle, Planner, Runner, RunnerConfig, WorkerArgs};
 
 /// Longest wait for running attempts when the instance is asked to stop.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -99,11 +100,10 @@ impl Loaded {
             limits: self.limits,
             incarnation: self.incarnation,
         };
-        warn_if_open(address);
         let control = Control::new(me, role, self.engine.clone());
-        let routes = server::routes(&control, &self.engine, kv);
+        let door = Door::new(&self.config, &control, &self.engine, kv);
         let drain = CancellationToken::new();
-        let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, routes));
+        let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, door));
         tracing::info!(instance = %self.config.instance, %address, "ready");
         Ok(Running { address, pool: self.pool, engine: self.engine, drain, task })
     }
@@ -115,7 +115,7 @@ async fn live<R: RoleService>(
     engine: EngineHandle,
     drain: CancellationToken,
     listener: TcpListener,
-    routes: Router,
+    door: Door,
 ) {
     let stop = CancellationToken::new();
     let until_stopped = async {
@@ -126,7 +126,7 @@ async fn live<R: RoleService>(
         control.close();
         stop.cancel();
     };
-    tokio::join!(server::serve(listener, routes, stop.clone()), until_stopped);
+    tokio::join!(server::serve(listener, door, stop.clone()), until_stopped);
     engine.shutdown();
 }
 
@@ -215,10 +215,4 @@ fn log_memory(engine: &Engine, config: &Config) {
         transports,
         "loaded"
     );
-}
-
-fn warn_if_open(address: SocketAddr) {
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "this port has no authentication: keep it on a trusted network");
-    }
 }

@@ -1,28 +1,37 @@
 //! The instance's one port: control plane and, on D, KV over gRPC beside plain HTTP for people and probes.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use proto::control::worker_server::WorkerServer;
+use proto::{AuthError, ClusterSecret, MARK_START, Port};
+use telemetry::Seldom;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use types::InstanceId;
 
 use crate::control::{Control, RoleService};
-use crate::{EngineHandle, control};
+use crate::{Config, EngineHandle, control};
 
 /// A peer that answers no HTTP/2 ping for this long is gone, whatever its TCP connection says.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Streams a connection may have open: one control stream, a few KV streams, probes.
 const STREAMS_MAX: u32 = 256;
+/// Connections open at once; what comes above is closed unread.
+const CONNECTIONS_MAX: usize = 1024;
 /// Time for the headers of an HTTP/1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for open connections to send what is left when the instance stops.
@@ -30,15 +39,65 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// After a failed accept (no descriptors left) there is no use in trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Everything that this port answers. `kv` is D's KV service.
-pub(crate) fn routes<R: RoleService>(control: &Control<R>, engine: &EngineHandle, kv: Option<Router>) -> Router {
-    let worker = WorkerServer::new(control.clone()).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
-    let (health, metrics) = (control.clone(), engine.clone());
-    Router::new()
-        .route("/health", get(move || std::future::ready(answer_health(&health))))
-        .route("/metrics", get(move || std::future::ready(answer_metrics(&metrics))))
-        .route_service("/pdserve.control.v1.Worker/{*method}", worker)
-        .merge(kv.unwrap_or_default())
+/// Who may use the port for what. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door {
+    secret: Option<ClusterSecret>,
+    instance: InstanceId,
+    /// For anyone: health and metrics, nothing that changes anything.
+    public: Router,
+    /// For peers that have proven the secret, or for all when there is none (loopback only).
+    trusted: Router,
+    refusals: Arc<Mutex<Seldom>>,
+}
+
+impl Door {
+    /// `kv` is D's KV service.
+    pub(crate) fn new<R: RoleService>(
+        config: &Config,
+        control: &Control<R>,
+        engine: &EngineHandle,
+        kv: Option<Router>,
+    ) -> Self {
+        let worker = WorkerServer::new(control.clone()).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
+        let (health, metrics) = (control.clone(), engine.clone());
+        let common = Router::new()
+            .route("/health", get(move || std::future::ready(answer_health(&health))))
+            .route("/metrics", get(move || std::future::ready(answer_metrics(&metrics))));
+        Self {
+            secret: config.secret.clone(),
+            instance: config.instance.clone(),
+            public: common.clone().fallback(|| std::future::ready(answer_stranger())),
+            trusted: common.route_service("/pdserve.control.v1.Worker/{*method}", worker).merge(kv.unwrap_or_default()),
+            refusals: Arc::default(),
+        }
+    }
+
+    /// What this connection may use; `None` when it ends here. A peer that proves itself begins with a byte that HTTP never does.
+    async fn admit(&self, stream: &mut TcpStream) -> Option<Router> {
+        let mut first = [0];
+        let peeked = tokio::time::timeout(HEADER_TIMEOUT, stream.peek(&mut first)).await.ok()?.ok()?;
+        let marked = peeked == 1 && first[0] == MARK_START;
+        let refused = match (&self.secret, marked) {
+            (None, false) => return Some(self.trusted.clone()),
+            (Some(_), false) => return Some(self.public.clone()),
+            (None, true) => "the peer proves a cluster secret and this worker has none".to_owned(),
+            (Some(secret), true) => match secret.accept(stream, Port::Worker, self.instance.as_str()).await {
+                Ok(_) => return Some(self.trusted.clone()),
+                Err(error) => error.to_string(),
+            },
+        };
+        let peer = stream.peer_addr().ok()?;
+        if self.refusals.lock().due(peer.ip(), Instant::now()) {
+            tracing::warn!(%peer, reason = refused, "connection refused");
+        }
+        None
+    }
+}
+
+/// To control and KV requests on a connection that has proven nothing; the request is not read.
+fn answer_stranger() -> Response {
+    Status::unauthenticated(AuthError::NoMark.to_string()).into_http::<Body>()
 }
 
 fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResponse + use<R> {
@@ -53,7 +112,7 @@ fn answer_metrics(engine: &EngineHandle) -> impl IntoResponse + use<> {
 }
 
 /// Accepts until `stop`; then open connections may send what is left. Dropping the future ends them all at once.
-pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -63,7 +122,10 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: Cancellat
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => connect(stream, routes.clone(), &graceful, &mut connections),
+            Ok(_) if connections.len() >= CONNECTIONS_MAX => {}
+            Ok((stream, _)) => {
+                connections.spawn(connect(stream, door.clone(), graceful.watcher()));
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -74,9 +136,10 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: Cancellat
     let _ = tokio::time::timeout(FLUSH, graceful.shutdown()).await;
 }
 
-fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown, connections: &mut JoinSet<()>) {
+async fn connect(mut stream: TcpStream, door: Door, graceful: Watcher) {
     // Tokens are small messages that must not wait for company.
     let _ = stream.set_nodelay(true);
+    let Some(routes) = door.admit(&mut stream).await else { return };
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
@@ -89,10 +152,7 @@ fn connect(stream: TcpStream, routes: Router, graceful: &GracefulShutdown, conne
         .max_frame_size(transfer::GRPC_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).into_owned();
-    let connection = graceful.watch(connection);
-    connections.spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection ended");
-        }
-    });
+    if let Err(error) = graceful.watch(connection).await {
+        tracing::debug!(%error, "connection ended");
+    }
 }

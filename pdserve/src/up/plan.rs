@@ -56,8 +56,10 @@ impl Plan {
             tensor_parallel_size: args.tensor_parallel_size,
         };
         let tables = shape.write_tables(address, &run_dir)?;
+        let secret = secret();
         let env = |local: &Path| {
             vec![
+                (scheduler::SECRET_VARIABLE, secret.clone()),
                 ("GLOBAL_RANK_TABLE_FILE_PATH", tables.global.display().to_string()),
                 ("RANK_TABLE_FILE_PATH", local.display().to_string()),
             ]
@@ -102,6 +104,11 @@ impl Plan {
             self.model_name,
         )
     }
+}
+
+/// A new one for each run: other users of this machine cannot talk to the workers. By environment, since anyone may read a command line.
+fn secret() -> String {
+    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn model_dir(args: &Args) -> anyhow::Result<PathBuf> {

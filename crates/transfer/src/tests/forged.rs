@@ -177,7 +177,7 @@ async fn garbage_ends_its_connection_and_nothing_else() {
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
-        assert_eq!(answer, []);
+        assert_eq!(answer, b"");
     }
     let case = super::harness::Case { prompt: 40, cached: 0, chunk: 16, heads: 4 };
     pair.hand_over(&key("r", 0), &case, 1).await.unwrap();

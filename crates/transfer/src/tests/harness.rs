@@ -175,7 +175,17 @@ impl Pair {
     }
 
     pub(super) async fn with(kind: TransportKind, p: Side, d: Side, sender: TransferConfig) -> Self {
-        let receiver = KvReceiver::new(config("decode-0", kind), d.store.clone());
+        Self::between(kind, p, d, sender, config("decode-0", kind)).await
+    }
+
+    pub(super) async fn between(
+        kind: TransportKind,
+        p: Side,
+        d: Side,
+        sender: TransferConfig,
+        receiver: TransferConfig,
+    ) -> Self {
+        let receiver = KvReceiver::new(receiver, d.store.clone());
         let listening = receiver.listen(LOCALHOST, LOCALHOST, 0).await.unwrap();
         let grpc = if kind == TransportKind::Grpc { Some(serve_grpc(&receiver).await) } else { None };
         let sender = KvSender::new(sender, p.store.clone());

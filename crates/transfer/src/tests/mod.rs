@@ -7,4 +7,5 @@ mod forged;
 mod harness;
 mod matrix;
 mod raw;
+mod secret;
 mod speed;

@@ -25,7 +25,7 @@ impl Raw {
         let endpoint = ticket.endpoints.iter().find(|endpoint| endpoint.kind == kind).unwrap();
         let link = match kind {
             TransportKind::Inproc => inproc::connect(&endpoint.address).unwrap(),
-            _ => tcp::connect(&endpoint.address).await.unwrap(),
+            _ => tcp::connect(&config("prefill-0", kind), &endpoint.address).await.unwrap(),
         };
         Self { link, store: pair.p.store.clone() }
     }

@@ -72,7 +72,7 @@ pub(crate) async fn connect(
                 continue;
             }
         };
-        match shake(hello.clone(), peer, endpoint).await {
+        match shake(config, hello.clone(), peer, endpoint).await {
             Ok(connected) => {
                 let (kind, address) = (connected.kind, &connected.address);
                 let passed = [unfit, failed].concat().join(", ");
@@ -93,13 +93,18 @@ pub(crate) async fn connect(
 }
 
 /// Connects to one endpoint and shakes hands.
-async fn shake(mut hello: KvHello, peer: &Peer, endpoint: &Endpoint) -> Result<Connected, TransferError> {
+async fn shake(
+    config: &TransferConfig,
+    mut hello: KvHello,
+    peer: &Peer,
+    endpoint: &Endpoint,
+) -> Result<Connected, TransferError> {
     let Endpoint { kind, address, .. } = endpoint;
     let linked = match kind {
         TransportKind::Inproc => inproc::connect(address),
-        TransportKind::Shm => shm::connect(address, &mut hello).await,
-        TransportKind::Tcp => tcp::connect(address).await,
-        TransportKind::Grpc => grpc::connect(address).await,
+        TransportKind::Shm => shm::connect(config, address, &mut hello).await,
+        TransportKind::Tcp => tcp::connect(config, address).await,
+        TransportKind::Grpc => grpc::connect(config, address).await,
     };
     let mut link = linked.map_err(|reason| peer.gone(address, reason))?;
     let welcome = greet(&mut link, hello).await.map_err(|reason| peer.gone(address, reason))?;

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use hyper_util::rt::TokioIo;
+use proto::Port;
 use proto::kv::kv_frame::Body;
 use proto::kv::kv_transfer_client::KvTransferClient;
 use proto::kv::kv_transfer_server::{KvTransfer, KvTransferServer};
@@ -14,13 +16,15 @@ use proto::kv::{KvFrame, KvHello, KvReply, Piece};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::Uri;
 use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
+use tower::service_fn;
 
 use super::{FrameSink, FrameSource, Link};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
-use crate::{TransportKind, piece};
+use crate::{TransferConfig, TransportKind, piece};
 
 /// HTTP/2 window of a stream and of the connection: with the 64 KiB of the standard a hand-over waits at every turn.
 pub const GRPC_WINDOW_BYTES: u32 = 64 << 20;
@@ -34,16 +38,27 @@ const FRAMES_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to a receiver whose service is mounted at `address`.
-pub(crate) async fn connect(address: &str) -> Result<Link, String> {
+pub(crate) async fn connect(config: &TransferConfig, address: &str) -> Result<Link, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(GRPC_WINDOW_BYTES)
         .initial_connection_window_size(GRPC_WINDOW_BYTES);
     let (sender, frames) = mpsc::channel(FRAMES_MAX);
+    let (secret, me, address) = (config.secret.clone(), config.instance.clone(), address.to_owned());
+    let dial = service_fn(move |_: Uri| {
+        let (secret, me, address) = (secret.clone(), me.clone(), address.clone());
+        async move {
+            let mut stream = super::tcp::open(&address).await?;
+            if let Some(secret) = secret {
+                let proven = secret.connect(&mut stream, Port::Worker, me.as_str()).await;
+                proven.map_err(|error| error.to_string())?;
+            }
+            Ok::<_, String>(TokioIo::new(stream))
+        }
+    });
     let pushing = async {
-        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let channel = endpoint.connect_with_connector(dial).await.map_err(|error| describe(&error))?;
         let mut client = KvTransferClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
         client.push(ReceiverStream::new(frames)).await.map_err(|status| describe(&status))
     };

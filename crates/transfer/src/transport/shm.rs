@@ -21,6 +21,7 @@ use proto::kv::{KvHello, KvReply};
 use tokio::sync::Notify;
 
 use super::{FrameSink, Link, tcp};
+use crate::TransferConfig;
 
 /// Room for sixteen pieces: reading and writing overlap, and one pair takes little of /dev/shm.
 const RING_BYTES: u64 = 16 << 20;
@@ -31,8 +32,8 @@ const PROBE_BYTES: usize = 16;
 const NAME_PREFIX: &str = "pdserve-kv-";
 
 /// Connects to a receiver and adds the offer of a new file to `hello`.
-pub(crate) async fn connect(address: &str, hello: &mut KvHello) -> Result<Link, String> {
-    let (reader, writer) = tcp::dial(address).await?;
+pub(crate) async fn connect(config: &TransferConfig, address: &str, hello: &mut KvHello) -> Result<Link, String> {
+    let (reader, writer) = tcp::dial(config, address).await?.into_split();
     let (ring, offer) = Ring::create(hello).map_err(|error| format!("no shared file: {error}"))?;
     let ring = Arc::new(ring);
     let replies = {

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use prost::Message;
+use proto::Port;
 use proto::kv::kv_frame::Body;
 use proto::kv::{KvFrame, KvHello, KvReply, Piece};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{FrameSink, FrameSource, Link, shm};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
-use crate::{TransferError, TransportKind, piece};
+use crate::{TransferConfig, TransferError, TransportKind, piece};
 
 /// Longest message; payloads are not part of it.
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -31,18 +32,28 @@ const CONNECTIONS_MAX: usize = 256;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to a receiver.
-pub(crate) async fn connect(address: &str) -> Result<Link, String> {
-    let (reader, writer) = dial(address).await?;
+pub(crate) async fn connect(config: &TransferConfig, address: &str) -> Result<Link, String> {
+    let (reader, writer) = dial(config, address).await?.into_split();
     Ok(Link { sink: Box::new(Sink::new(writer)), replies: replies(reader), offer: None })
 }
 
-/// Both halves of a new connection to a receiver.
-pub(crate) async fn dial(address: &str) -> Result<(OwnedReadHalf, OwnedWriteHalf), String> {
+/// A new connection to a receiver, which has proven that it is one of ours.
+pub(crate) async fn dial(config: &TransferConfig, address: &str) -> Result<TcpStream, String> {
+    let mut stream = open(address).await?;
+    if let Some(secret) = &config.secret {
+        let proven = secret.connect(&mut stream, Port::Kv, config.instance.as_str()).await;
+        proven.map_err(|error| error.to_string())?;
+    }
+    Ok(stream)
+}
+
+/// Connects, and says nothing yet.
+pub(crate) async fn open(address: &str) -> Result<TcpStream, String> {
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| format!("no answer in {} ms", CONNECT_TIMEOUT.as_millis()))?;
     let stream = stream.map_err(|error| error.to_string())?;
     tune(&stream);
-    Ok(stream.into_split())
+    Ok(stream)
 }
 
 /// Sends at once, and notices within half a minute that an idle peer's machine is gone.
@@ -156,8 +167,11 @@ async fn accept(registry: Arc<Registry>, listener: TcpListener, stop: Cancellati
     }
 }
 
-async fn serve_stream(registry: Arc<Registry>, stream: TcpStream, peer: SocketAddr) {
+async fn serve_stream(registry: Arc<Registry>, mut stream: TcpStream, peer: SocketAddr) {
     tune(&stream);
+    if !registry.admit(&mut stream, peer).await {
+        return;
+    }
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(REPLIES_MAX);
     let source = Source { reader: BufReader::new(reader), message: Vec::new(), payload: Vec::new(), shared: None };

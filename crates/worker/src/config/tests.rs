@@ -82,8 +82,26 @@ fn what_cannot_work_is_refused_with_its_name() {
     check(prefill, &["--port=1", "--kv-cache-dtype=fp8"], &["--kv-cache-dtype", "fp8", "bf16"]);
     check(prefill, &["--port=1", "--kv-transports=rdma"], &["--kv-transports", "rdma", "shm"]);
     check(prefill, &["--port=1", "--host=no such host"], &["--host", "no such host"]);
+    check(
+        prefill,
+        &["--port=1", "--host=0.0.0.0"],
+        &["--host 0.0.0.0", "PDSERVE_CLUSTER_SECRET", "--cluster-secret-file"],
+    );
+    check(prefill, &["--port=1", "--cluster-secret-file=/nonexistent"], &["--cluster-secret-file /nonexistent"]);
     check(prefill, &["--port=1", "--model=/nonexistent"], &["--model"]);
     check(prefill, &["--port=1", "--max-num-batched-tokens=0"], &["--max-num-batched-tokens"]);
+}
+
+#[test]
+fn a_secret_opens_the_port_to_other_machines() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let flag = format!("--cluster-secret-file={}", file.path().display());
+    let config = decide(Role::Prefill, &["--port=1", "--host=0.0.0.0", &flag]).unwrap();
+    assert!(config.secret.is_some() && config.transfer(1, "m").secret == config.secret);
+    std::fs::write(file.path(), "short").unwrap();
+    let error = decide(Role::Prefill, &["--port=1", "--host=0.0.0.0", &flag]).unwrap_err();
+    assert!(error.contains("--cluster-secret-file") && error.contains("5 bytes"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use kv::{BlockPool, Owner, Phase};
+use proto::ClusterSecret;
 use proto::control::worker_client::WorkerClient;
 use proto::control::{
     Cancel, FailCode, Generate, Load, Ping, Reserve, Tokens, scheduler_message as outbound, worker_message::Body,
@@ -60,14 +61,20 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
-        let config = fake::config(Role::Decode, "decode-0", &[]);
-        let Loaded { engine, pool, model, limits, .. } = fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
+        Self::start_with(None).await
+    }
+
+    async fn start_with(secret: Option<ClusterSecret>) -> Self {
+        let config = crate::Config { secret: secret.clone(), ..fake::config(Role::Decode, "decode-0", &[]) };
+        let Loaded { config, engine, pool, model, limits, .. } =
+            fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
         let (instance, table_hash) = ("decode-0".into(), "table".into());
         let me = Introduction { role: Role::Decode, instance, table_hash, model, limits, incarnation: 1 };
         let control = Control::new(me, Simple(pool.clone()), engine.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(server::serve(listener, server::routes(&control, &engine, None), CancellationToken::new()));
+        let door = server::Door::new(&config, &control, &engine, None);
+        tokio::spawn(server::serve(listener, door, CancellationToken::new()));
         Self { control, pool, engine, address }
     }
 
@@ -342,4 +349,35 @@ async fn a_dropped_job_is_cancelled() {
     while rig.engine.stats().queue.running > 0 {
         changes.changed().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn with_a_secret_strangers_see_health_and_nothing_else() {
+    let secret = |text: &str| ClusterSecret::new(text, "test").unwrap();
+    let (ours, theirs) = (secret("0123456789abcdef"), secret("fedcba9876543210"));
+    let rig = Rig::start_with(Some(ours.clone())).await;
+    let address = rig.address.trim_start_matches("http://").to_owned();
+    let stranger = WorkerClient::connect(rig.address.clone()).await.unwrap().control(tokio_stream::empty()).await;
+    let status = stranger.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unauthenticated);
+    assert!(status.message().contains("PDSERVE_CLUSTER_SECRET"), "{status}");
+    for (path, expected) in [("/health", "200 OK"), ("/metrics", "200 OK")] {
+        assert!(get(&address, path).await.starts_with(&format!("HTTP/1.1 {expected}")), "{path}");
+    }
+    for (secret, served) in [(theirs, false), (ours, true)] {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let proven = secret.connect(&mut stream, proto::Port::Worker, "scheduler").await;
+        assert_eq!(proven.is_ok(), served, "{proven:?}");
+    }
+}
+
+/// A plain HTTP answer, with its head.
+async fn get(address: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
