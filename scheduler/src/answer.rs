@@ -21,6 +21,8 @@ pub(crate) struct Style {
     /// What the client is shown beside text.
     pub(crate) token_ids: bool,
     pub(crate) logprobs: bool,
+    /// Logprobs name tokens by their ids.
+    pub(crate) tokens_as_ids: bool,
 }
 
 impl Style {
@@ -34,6 +36,7 @@ impl Style {
             after_prompt: false,
             token_ids: false,
             logprobs: false,
+            tokens_as_ids: false,
         }
     }
 }
@@ -61,6 +64,8 @@ pub(crate) struct Piece {
     pub(crate) text: String,
     /// Number of tokens.
     pub(crate) tokens: u32,
+    /// Of all its tokens.
+    pub(crate) logprob_sum: f64,
     /// When the client asked for them.
     pub(crate) token_ids: Vec<TokenId>,
     pub(crate) logprobs: Vec<TokenLogprob>,
@@ -139,6 +144,7 @@ impl Answer {
             index: self.index,
             text,
             tokens: 1,
+            logprob_sum: f64::from(token.logprob),
             token_ids: if self.style.token_ids { vec![token.id] } else { Vec::new() },
             logprobs: if self.style.logprobs { vec![self.logprob(token)] } else { Vec::new() },
             finish: self.finish.clone(),
@@ -170,7 +176,10 @@ impl Answer {
 
     fn logprob(&self, token: &SampledToken) -> TokenLogprob {
         let chance = |id: TokenId, logprob: f32| TokenChance {
-            token: self.style.tokenizer.token_text(id),
+            token: match self.style.tokens_as_ids {
+                true => format!("token_id:{id}"),
+                false => self.style.tokenizer.token_text(id),
+            },
             logprob,
             bytes: self.style.tokenizer.token_bytes(id),
         };
@@ -186,6 +195,7 @@ impl Piece {
     pub(crate) fn extend(&mut self, later: Piece) {
         self.text.push_str(&later.text);
         self.tokens += later.tokens;
+        self.logprob_sum += later.logprob_sum;
         self.token_ids.extend(later.token_ids);
         self.logprobs.extend(later.logprobs);
         self.finish = later.finish;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum, value_parser};
 
+use crate::access::ApiKey;
+
 /// Serve the OpenAI API in front of a cluster of prefill and decode instances.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "scheduler", version)]
@@ -37,7 +39,7 @@ pub struct Args {
     #[arg(long, env = "NODE_PORTS", value_name = "P1,P2,...")]
     pub node_ports: Option<String>,
 
-    /// 1 serves the OpenAI API; 0 asks for the plain vLLM server.
+    /// 1 serves the OpenAI API; 0 serves vLLM's plain server, which has POST /generate and no more.
     #[arg(long, env = "USE_OPENAI", default_value_t = 1, value_parser = value_parser!(u8).range(0..=1), value_name = "0|1")]
     pub use_openai: u8,
 
@@ -81,9 +83,51 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = LocalPrefill::Auto, env = "PDSERVE_LOCAL_PREFILL")]
     pub local_prefill: LocalPrefill,
 
+    /// With USE_OPENAI=0: what ends each record of a stream.
+    #[arg(long, value_enum, default_value_t = Delimiter::Nul)]
+    pub generate_delimiter: Delimiter,
+
+    /// A key that clients must send as `Authorization: Bearer KEY`; may be given several times. Other users of the machine can see
+    /// command lines: prefer the variable or --api-key-file. VLLM_API_KEY is read when neither flag nor variable is there.
+    #[arg(long, env = "PDSERVE_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Vec<ApiKey>,
+
+    #[arg(long, env = "VLLM_API_KEY", hide = true, hide_env_values = true)]
+    pub vllm_api_key: Option<ApiKey>,
+
+    /// File of further keys, one per line; lines that begin with # are skipped.
+    #[arg(long, env = "PDSERVE_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Requests of one key in flight; one more is answered 429.
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub api_key_concurrency: u32,
+
+    /// Requests that one key may send per minute; one more is answered 429. Default: any number.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub api_key_rpm: Option<u32>,
+
+    /// Serve /metrics without a key.
+    #[arg(long)]
+    pub public_metrics: bool,
+
+    /// Let prompts of different keys share cached prefixes. Off, because how fast an answer comes tells whether someone sent the same.
+    #[arg(long)]
+    pub share_prefix_cache: bool,
+
     /// Answer GET /server_info, which tells limits and instances; off by default.
     #[arg(long)]
     pub server_info: bool,
+}
+
+/// What ends a record of a stream of the plain server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Delimiter {
+    /// A zero byte, as in vLLM up to 2024.
+    #[default]
+    Nul,
+    /// A line feed.
+    Newline,
 }
 
 /// When a decode instance computes a prompt itself, without a hand-over.

@@ -8,7 +8,8 @@ use proto::{ClusterSecret, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use types::{InstanceId, Role};
 
-use crate::args::{Args, LocalPrefill};
+use crate::access::Access;
+use crate::args::{Args, Delimiter, LocalPrefill};
 
 /// Everything the scheduler needs to know. Tests build it directly with [`Config::new`].
 #[derive(Clone, Debug)]
@@ -25,12 +26,23 @@ pub struct Config {
     /// Prompt plus output in tokens; `None` = what the workers report.
     pub max_model_len: Option<u32>,
     pub local_prefill: LocalPrefill,
+    pub protocol: Protocol,
+    pub access: Access,
     /// Whether `GET /server_info` tells how this server is set up.
     pub server_info: bool,
     /// Proven to every worker, and by it.
     pub secret: Option<ClusterSecret>,
     pub bounds: Bounds,
     pub timings: Timings,
+}
+
+/// What the door speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    OpenAi,
+    /// vLLM's plain server: `POST /generate`.
+    Plain { delimiter: Delimiter },
 }
 
 /// One instance of the rank table and where it listens.
@@ -122,8 +134,12 @@ impl Default for Timings {
 pub enum ConfigError {
     #[error("--model {}: {problem}; fix: give the directory that holds config.json and tokenizer.json", path.display())]
     Model { path: PathBuf, problem: String },
-    #[error("USE_OPENAI is 0: the plain vLLM server is not built yet; fix: set USE_OPENAI=1 or leave it out")]
-    PlainServer,
+    #[error("--api-key-file {}: {problem}; fix: give a readable file with one key per line", path.display())]
+    KeyFile { path: PathBuf, problem: String },
+    #[error(
+        "API key number {number} (of --api-key, PDSERVE_API_KEY or VLLM_API_KEY, then --api-key-file) is empty or holds a space or another character that a header cannot carry; fix: use printable ASCII, and unset a variable that is empty"
+    )]
+    Key { number: usize },
     #[error(
         "--max-num-batched-tokens is {batched} and --max-model-len is {model_len}; expected at least as many batched tokens as the longest prompt; fix: --max-num-batched-tokens {model_len}"
     )]
@@ -152,6 +168,8 @@ impl Config {
             table_hash: table_hash.into(),
             max_model_len: None,
             local_prefill: LocalPrefill::Auto,
+            protocol: Protocol::OpenAi,
+            access: Access::default(),
             server_info: false,
             secret: None,
             bounds: Bounds::default(),
@@ -178,6 +196,10 @@ impl Config {
         config.max_model_len = args.max_model_len;
         config.secret = ClusterSecret::load(args.cluster_secret_file.as_deref())?;
         config.local_prefill = args.local_prefill;
+        config.access = Access::from_args(args)?;
+        if args.use_openai == 0 {
+            config.protocol = Protocol::Plain { delimiter: args.generate_delimiter };
+        }
         config.server_info = args.server_info;
         config.bounds.requests = args.max_concurrent_requests as usize;
         config.bounds.waiting = args.max_waiting_requests as usize;
@@ -187,9 +209,6 @@ impl Config {
 }
 
 fn check_flags(args: &Args) -> Result<(), ConfigError> {
-    if args.use_openai == 0 {
-        return Err(ConfigError::PlainServer);
-    }
     for file in ["config.json", "tokenizer.json"] {
         if !args.model.join(file).is_file() {
             return Err(ConfigError::Model { path: args.model.clone(), problem: format!("no {file} there") });
@@ -315,6 +334,32 @@ mod tests {
     }
 
     #[test]
+    fn keys_come_from_flags_and_files_and_are_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("keys");
+        std::fs::write(&file, "# team a\nsecret-3\n\n  secret-4  \n").unwrap();
+        let flags = ["--api-key", "secret-1", "--api-key=secret-2", &format!("--api-key-file={}", file.display())];
+        let config = config(&flags).unwrap();
+        let keys: Vec<_> = config.access.keys.iter().map(|key| key.secret()).collect();
+        assert_eq!(keys, ["secret-1", "secret-2", "secret-3", "secret-4"]);
+        assert!(!format!("{config:?}").contains("secret"), "{config:?}");
+        std::fs::write(&file, "# none\n").unwrap();
+        let empty = super::tests::config(&[&format!("--api-key-file={}", file.display())]).unwrap_err();
+        assert!(empty.contains("it holds no key"), "{empty}");
+        let refused = super::tests::config(&["--api-key=secret 5"]).unwrap_err();
+        assert!(!refused.contains("secret 5"), "{refused}");
+    }
+
+    #[test]
+    fn use_openai_0_is_the_plain_server() {
+        let protocol = |flags: &[&str]| config(flags).unwrap().protocol;
+        assert_eq!(protocol(&[]), Protocol::OpenAi);
+        assert_eq!(protocol(&["--use-openai=0"]), Protocol::Plain { delimiter: Delimiter::Nul });
+        let newline = ["--use-openai=0", "--generate-delimiter=newline"];
+        assert_eq!(protocol(&newline), Protocol::Plain { delimiter: Delimiter::Newline });
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_with_its_fix() {
         let check = |flags: &[&str], part: &str| {
             let error = config(flags).unwrap_err();
@@ -322,7 +367,10 @@ mod tests {
         };
         check(&["--tensor-parallel-size=4"], "--tensor-parallel-size is 4 but prefill-0 has 2 devices");
         check(&["--max-model-len=4096", "--max-num-batched-tokens=2048"], "fix: --max-num-batched-tokens 4096");
-        check(&["--use-openai=0"], "not built yet");
+        check(&["--api-key", "two words"], "API key number 1");
+        check(&["--api-key", "good", "--api-key="], "API key number 2");
+        check(&["--api-key-file=/nowhere/keys"], "--api-key-file /nowhere/keys");
+        check(&["--api-key-rpm=0"], "0 is not in 1..");
         check(&["--use-openai=2"], "2 is not in 0..=1");
         check(&["--node-ports=8088"], "NODE_PORTS");
         check(&["--node-ports=8088,8088"], "8088");

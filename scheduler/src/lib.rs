@@ -3,6 +3,7 @@
 //! `request` tells the story of one request from top to bottom; `cluster` and `connection` know which instances are alive;
 //! `pairing` prices them; `http` is the door.
 
+mod access;
 mod admission;
 mod answer;
 mod args;
@@ -35,10 +36,11 @@ use tracing::info;
 use crate::admission::Admission;
 use crate::answer::Style;
 use crate::cluster::Cluster;
-use crate::http::Api;
+use crate::http::{Api, Keys};
 
-pub use args::{Args, LocalPrefill};
-pub use config::{Bounds, Config, ConfigError, Target, Timings};
+pub use access::{Access, ApiKey};
+pub use args::{Args, Delimiter, LocalPrefill};
+pub use config::{Bounds, Config, ConfigError, Protocol, Target, Timings};
 pub use proto::SECRET_VARIABLE;
 
 /// A scheduler that serves. Dropping it stops it at once; [`Running::shutdown`] drains it first.
@@ -104,6 +106,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         model_len_max: config.max_model_len.or_else(|| config::max_position_embeddings(&config.model)),
         bounds: config.bounds.clone(),
         body_read: config.timings.body_read,
+        protocol: config.protocol,
+        keys: Keys::new(&config.access),
         server_info: config.server_info,
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         draining: AtomicBool::new(false),

@@ -44,9 +44,9 @@ bounds! {
     prompts = 1024,
     /// Messages of one chat request.
     messages = 1024,
-    /// Choices per prompt.
+    /// Choices per prompt (`n` and `best_of`).
     n = 8,
-    /// Sequences of one request: prompts x n.
+    /// Sequences of one request: prompts x best_of.
     choices = 1024,
     /// Stop strings.
     stop = 4,

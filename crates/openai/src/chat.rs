@@ -32,6 +32,8 @@ pub struct ChatRequest {
 pub struct ValidChat {
     pub generation: Generation,
     pub conversation: Conversation,
+    /// Answer with the last message's text in front, if that is the assistant's.
+    pub echo: bool,
 }
 
 /// What the chat template makes a prompt of.
@@ -70,7 +72,7 @@ impl ChatRequest {
         let mut generation = Generation::read(&fields, bounds)?;
         generation.template.logprobs = read_logprobs(&fields)?;
         let conversation = Conversation::read(&fields, read_tools(&fields, bounds)?, bounds)?;
-        Ok(ValidChat { generation, conversation })
+        Ok(ValidChat { generation, conversation, echo: fields.bool("echo").unwrap_or(false) })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::json::parse_object;
 use crate::{ApiError, Bounds, Endpoint, Generation, ModelFacts};
 
 /// `max_tokens` of a completion that does not say, as in OpenAI's interface.
-const MAX_TOKENS_DEFAULT: u32 = 16;
+pub(crate) const MAX_TOKENS_DEFAULT: u32 = 16;
 
 /// A body as it was sent: a JSON object within the bounds on size and nesting.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,12 @@ impl CompletionRequest {
         let fields = Fields::check(&self.fields, Endpoint::Completions, bounds)?;
         let mut generation = Generation::read(&fields, bounds)?;
         let prompts = read_prompts(&fields, bounds)?;
-        at_most("prompt", "sequences (prompts x n)", prompts.len() * generation.n as usize, bounds.choices)?;
+        at_most(
+            "prompt",
+            "sequences (prompts x best_of)",
+            prompts.len() * generation.best_of as usize,
+            bounds.choices,
+        )?;
         let echo = fields.bool("echo").unwrap_or(false);
         generation.template.logprobs = fields.count("logprobs");
         if echo && generation.wants_logprobs() {

@@ -14,6 +14,8 @@ pub enum Endpoint {
     Completions,
     /// `POST /v1/chat/completions`
     Chat,
+    /// `POST /generate` of the plain server
+    Generate,
     /// `POST /tokenize`
     Tokenize,
     /// `POST /detokenize`
@@ -57,13 +59,15 @@ pub enum Kind {
     },
 }
 
-use Endpoint::{Chat, Completions, Detokenize, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Generate, Tokenize};
 
 const ALL: &[Endpoint] = &[Completions, Chat, Tokenize, Detokenize];
 
 const BOTH: &[Endpoint] = &[Completions, Chat];
 const C: &[Endpoint] = &[Completions];
 const H: &[Endpoint] = &[Chat];
+const G: &[Endpoint] = &[Generate];
+const CHG: &[Endpoint] = &[Completions, Chat, Generate];
 const HT: &[Endpoint] = &[Chat, Tokenize];
 const CHT: &[Endpoint] = &[Completions, Chat, Tokenize];
 
@@ -91,6 +95,9 @@ fn never(_: &Value) -> bool {
 fn is_false(value: &Value) -> bool {
     value == &Value::Bool(false)
 }
+fn is_true(value: &Value) -> bool {
+    value == &Value::Bool(true)
+}
 fn is_empty_list(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
@@ -107,11 +114,15 @@ pub static FIELDS: &[Field] = &[
     // What to answer.
     field("model", ALL, NAME, "served name; default: the first one"),
     field("prompt", C, Kind::Structured, "string, list of strings, list of token ids, or list of such lists"),
+    field("model", G, Kind::Accepted, "ignored: this server has one model"),
+    field("prompt", G, Kind::Structured, "string; every answer begins with it"),
     field("prompt", &[Tokenize], Kind::Structured, "string; or send messages"),
     field("tokens", &[Detokenize], Kind::Structured, "list of token ids"),
     field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs; default false"),
     field("messages", HT, Kind::Structured, "the conversation; content is a string or a list of text parts"),
     field("add_special_tokens", CHT, Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
+    field("truncate_prompt_tokens", CHG, Kind::Integer { min: -1, max: |_| i64::from(u32::MAX) }, "keep so many tokens of the prompt; -1 = what the context has room for"),
+    field("truncation_side", BOTH, Kind::Structured, "left drops the first tokens, right the last; default left"),
     field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer; default true"),
     field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it; default false"),
     field("chat_template_kwargs", HT, Kind::Structured, "further variables of the chat template"),
@@ -120,51 +131,55 @@ pub static FIELDS: &[Field] = &[
     field("tools", H, Kind::Structured, "passed to the chat template; needs tool_choice none for now"),
     field("tool_choice", H, Kind::Structured, "none; others need tool parsing"),
     field("echo", C, Kind::Bool, "answer with the prompt's text in front; default false"),
+    field("echo", H, Kind::Bool, "answer with the last message in front if it is the assistant's; default false"),
     // How long.
     field("max_tokens", C, tokens(0), "default 16; 0 only with echo"),
+    field("max_tokens", G, tokens(1), "default 16; null: rest of the context"),
     field("max_tokens", H, tokens(1), "default: rest of the context"),
     field("max_completion_tokens", H, tokens(1), "wins over max_tokens"),
-    field("min_tokens", BOTH, tokens(0), "EOS and stop tokens are masked before; default 0"),
-    field("ignore_eos", BOTH, Kind::Bool, "default false"),
-    field("stop", BOTH, Kind::Structured, "string or list of strings"),
-    field("stop_token_ids", BOTH, Kind::Structured, "list of token ids"),
-    field("include_stop_str_in_output", BOTH, Kind::Bool, "default false"),
+    field("min_tokens", CHG, tokens(0), "EOS and stop tokens are masked before; default 0"),
+    field("ignore_eos", CHG, Kind::Bool, "default false"),
+    field("stop", CHG, Kind::Structured, "string or list of strings"),
+    field("stop_token_ids", CHG, Kind::Structured, "list of token ids"),
+    field("include_stop_str_in_output", CHG, Kind::Bool, "default false"),
     // How to sample.
-    field("n", BOTH, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt; default 1"),
-    field("best_of", BOTH, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "must equal n for now; default n"),
-    field("temperature", BOTH, number(0.0, 2.0), "0 = greedy; default 1"),
-    field("top_p", BOTH, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "default 1"),
-    field("top_k", BOTH, tokens(-1), "-1 and 0 = off; default off"),
-    field("min_p", BOTH, number(0.0, 1.0), "default 0"),
-    field("seed", BOTH, Kind::Integer { min: i64::MIN, max: |_| i64::MAX }, "-1 = none"),
-    field("presence_penalty", BOTH, number(-2.0, 2.0), "default 0"),
-    field("frequency_penalty", BOTH, number(-2.0, 2.0), "default 0"),
-    field("repetition_penalty", BOTH, number(0.001, 1000.0), "default 1"),
+    field("n", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt; default 1"),
+    field("best_of", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices to generate, of which the n with the highest summed logprob come back; default n"),
+    field("temperature", CHG, number(0.0, 2.0), "0 = greedy; default 1"),
+    field("top_p", CHG, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "default 1"),
+    field("top_k", CHG, tokens(-1), "-1 and 0 = off; default off"),
+    field("min_p", CHG, number(0.0, 1.0), "default 0"),
+    field("seed", CHG, Kind::Integer { min: i64::MIN, max: |_| i64::MAX }, "-1 = none"),
+    field("presence_penalty", CHG, number(-2.0, 2.0), "default 0"),
+    field("frequency_penalty", CHG, number(-2.0, 2.0), "default 0"),
+    field("repetition_penalty", CHG, number(0.001, 1000.0), "default 1"),
     field("logit_bias", BOTH, Kind::Structured, "object from token id to a number, clamped to [-100, 100]"),
     // What to report.
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
     field("logprobs", H, Kind::Bool, "default false"),
     field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs"),
-    field("stream", BOTH, Kind::Bool, "default false"),
+    field("stream", CHG, Kind::Bool, "default false"),
     field("stream_options", BOTH, Kind::Structured, "include_usage and continuous_usage_stats, both false by default; needs stream"),
-    field("skip_special_tokens", BOTH, Kind::Bool, "default true"),
+    field("skip_special_tokens", CHG, Kind::Bool, "default true"),
+    field("return_tokens_as_token_ids", BOTH, Kind::Bool, "logprobs name tokens as token_id:N; default false"),
     field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids; default false"),
     field("request_id", BOTH, Kind::Structured, "becomes part of id; default random"),
     field("cache_salt", BOTH, Kind::Structured, "prompts share cached KV only under an equal salt"),
     // Accepted without effect.
+    field("logprobs", G, Kind::Accepted, "not shown in the answer"),
+    field("prompt_logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("user", BOTH, Kind::Accepted, "ignored"),
-    field("spaces_between_special_tokens", BOTH, Kind::Accepted, "no effect with fast tokenizers"),
+    field("spaces_between_special_tokens", CHG, Kind::Accepted, "no effect with fast tokenizers"),
     field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
     field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored"),
     field("parallel_tool_calls", H, Kind::Accepted, "ignored"),
-    field("truncation_side", BOTH, Kind::Accepted, "no effect without truncate_prompt_tokens"),
     field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
     // Refused until built.
-    field("use_beam_search", BOTH, not_yet(is_false, "beam search"), ""),
-    field("length_penalty", BOTH, not_yet(equals::<1>, "beam search"), "1.0 only"),
-    field("early_stopping", BOTH, not_yet(is_false, "beam search"), "false only"),
+    field("use_beam_search", CHG, not_yet(is_false, "beam search"), ""),
+    field("length_penalty", CHG, not_yet(equals::<1>, "beam search"), "1.0 only"),
+    field("early_stopping", CHG, not_yet(is_false, "beam search"), "false only"),
     field("prompt_logprobs", BOTH, not_yet(never, "reporting the prompt's logprobs"), ""),
-    field("echo", H, not_yet(is_false, "echo on chat"), "false only"),
+    field("detokenize", G, not_yet(is_true, "an answer without text"), "true only"),
     field("suffix", C, not_yet(never, "text insertion"), ""),
     field("response_format", BOTH, not_yet(is_text_format, "structured output"), "type text only"),
     field("guided_json", BOTH, not_yet(never, "structured output"), ""),
@@ -174,8 +189,6 @@ pub static FIELDS: &[Field] = &[
     field("structured_outputs", BOTH, not_yet(never, "structured output"), ""),
     field("allowed_token_ids", BOTH, not_yet(never, "a list of allowed tokens"), ""),
     field("bad_words", BOTH, not_yet(is_empty_list, "a list of forbidden words"), "empty only"),
-    field("truncate_prompt_tokens", BOTH, not_yet(never, "truncating the prompt"), ""),
-    field("return_tokens_as_token_ids", BOTH, not_yet(is_false, "showing tokens as ids"), "false only"),
     field("priority", BOTH, not_yet(equals::<0>, "priority scheduling"), "0 only"),
     field("chat_template", HT, not_yet(never, "a chat template from a request"), "templates come from the model directory"),
 ];

@@ -27,20 +27,34 @@ pub struct Generation {
     /// Becomes part of the answer's `id`.
     pub request_id: Option<String>,
     pub cache_salt: Option<String>,
-    /// Choices per prompt, at least 1.
+    /// Choices per prompt in the answer, at least 1.
     pub n: u32,
+    /// Choices per prompt to generate, at least `n`; those with the highest summed logprob are the answer.
+    pub best_of: u32,
     /// `None` = one answer at the end.
     pub stream: Option<StreamOptions>,
     pub stop: Vec<String>,
     pub include_stop_str_in_output: bool,
     pub skip_special_tokens: bool,
     pub return_token_ids: bool,
+    /// Logprobs name tokens by their ids.
+    pub return_tokens_as_token_ids: bool,
+    /// `None` = the prompt as it is.
+    pub(crate) truncation: Option<Truncation>,
     /// `None` = the client left it open.
     pub seed: Option<u64>,
     /// `None` = rest of the context. 0 only with echo.
     pub max_tokens: Option<u32>,
     /// Everything but `seed` and `max_tokens`, which [`Generation::sampling`] fills in.
     pub(crate) template: SamplingParams,
+}
+
+/// Which part of a prompt is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncation {
+    /// `None` = what the context has room for.
+    keep: Option<u32>,
+    drop_first: bool,
 }
 
 /// What a stream carries beside text.
@@ -57,35 +71,52 @@ impl Generation {
             request_id: read_request_id(fields, bounds)?,
             cache_salt: read_cache_salt(fields, bounds)?,
             n: fields.count("n").unwrap_or(1),
+            best_of: fields.count("best_of").or(fields.count("n")).unwrap_or(1),
             stream: read_stream(fields)?,
             stop: read_stop(fields, bounds)?,
             include_stop_str_in_output: fields.bool("include_stop_str_in_output").unwrap_or(false),
             skip_special_tokens: fields.bool("skip_special_tokens").unwrap_or(true),
             return_token_ids: fields.bool("return_token_ids").unwrap_or(false),
+            return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids").unwrap_or(false),
+            truncation: read_truncation(fields)?,
             seed: fields.integer("seed").filter(|seed| *seed != -1).map(|seed| seed as u64),
             max_tokens: fields.count("max_completion_tokens").or(fields.count("max_tokens")),
             template: read_sampling(fields, bounds)?,
         };
-        generation.check_together(fields)?;
+        generation.check_together()?;
         Ok(generation)
     }
 
-    fn check_together(&self, fields: &Fields<'_>) -> Result<(), ApiError> {
-        let best_of = fields.count("best_of").unwrap_or(self.n);
-        if best_of < self.n {
-            return Err(ApiError::bad_field(
-                "best_of",
-                format!("best_of must be at least n, got best_of {best_of} with n {}", self.n),
-            ));
+    fn check_together(&self) -> Result<(), ApiError> {
+        let (n, best_of) = (self.n, self.best_of);
+        if best_of < n {
+            let message = format!("best_of must be at least n, got best_of {best_of} with n {n}");
+            return Err(ApiError::bad_field("best_of", message));
         }
-        if best_of > self.n {
-            return Err(ApiError::not_supported("best_of", "best_of greater than n"));
+        if best_of > 1 && self.template.temperature == 0.0 {
+            let name = if n > 1 { "n" } else { "best_of" };
+            let message = format!("{name} must be 1 with greedy sampling (temperature 0), got {}", n.max(best_of));
+            return Err(ApiError::bad_field(name, message));
         }
-        if self.n > 1 && self.template.temperature == 0.0 {
-            return Err(ApiError::bad_field(
-                "n",
-                format!("n must be 1 with greedy sampling (temperature 0), got {}", self.n),
-            ));
+        Ok(())
+    }
+
+    /// The part of a prompt that the client wants to be read.
+    ///
+    /// # Errors
+    /// It wants to keep more tokens than the context has.
+    pub fn truncate(&self, prompt: &mut Vec<TokenId>, model: &ModelFacts) -> Result<(), ApiError> {
+        let Some(Truncation { keep, drop_first }) = self.truncation else { return Ok(()) };
+        if let Some(keep) = keep.filter(|&keep| keep > model.max_model_len) {
+            let max = model.max_model_len;
+            let message = format!("truncate_prompt_tokens must be at most the context's {max} tokens, got {keep}");
+            return Err(ApiError::bad_field("truncate_prompt_tokens", message));
+        }
+        let room = model.max_model_len.saturating_sub(self.max_tokens.unwrap_or(1)).max(1);
+        let keep = keep.unwrap_or(room) as usize;
+        match drop_first {
+            true => drop(prompt.drain(..prompt.len().saturating_sub(keep))),
+            false => prompt.truncate(keep),
         }
         Ok(())
     }
@@ -222,6 +253,21 @@ fn read_stream(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
         include_usage: flag("include_usage")?,
         continuous_usage_stats: flag("continuous_usage_stats")?,
     }))
+}
+
+fn read_truncation(fields: &Fields<'_>) -> Result<Option<Truncation>, ApiError> {
+    let drop_first = match fields.get("truncation_side").map(|side| (side, side.as_str())) {
+        None | Some((_, Some("left"))) => true,
+        Some((_, Some("right"))) => false,
+        Some((side, _)) => return Err(wrong("truncation_side", "left or right", side)),
+    };
+    match fields.integer("truncate_prompt_tokens") {
+        Some(0) => {
+            Err(ApiError::bad_field("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1"))
+        }
+        Some(keep) => Ok(Some(Truncation { keep: u32::try_from(keep).ok(), drop_first })),
+        None => Ok(None),
+    }
 }
 
 fn read_cache_salt(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<String>, ApiError> {

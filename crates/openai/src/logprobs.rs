@@ -65,7 +65,7 @@ impl CompletionLogprobs {
         let mut offset = text_offset;
         let offsets = tokens.iter().map(|token| {
             let start = offset;
-            offset += token.sampled.token.chars().count();
+            offset += String::from_utf8_lossy(&token.sampled.bytes).chars().count();
             start
         });
         Self {

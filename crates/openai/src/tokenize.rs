@@ -23,7 +23,7 @@ pub struct TokenizeRequest {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     Prompt { text: String, add_special_tokens: bool },
-    Messages(Conversation),
+    Messages(Box<Conversation>),
 }
 
 /// Body of the answer to [`TokenizeRequest`].
@@ -91,7 +91,10 @@ fn read_source(fields: &Fields<'_>, bounds: &Bounds) -> Result<Source, ApiError>
             add_special_tokens: fields.bool("add_special_tokens").unwrap_or(true),
         }),
         (Some(prompt), None) => Err(wrong("prompt", "a string", prompt)),
-        (None, Some(_)) => Ok(Source::Messages(Conversation::read(fields, list_tools(fields, bounds)?, bounds)?)),
+        (None, Some(_)) => {
+            let conversation = Conversation::read(fields, list_tools(fields, bounds)?, bounds)?;
+            Ok(Source::Messages(Box::new(conversation)))
+        }
         (Some(_), Some(_)) => Err(ApiError::bad_field("prompt", "send prompt or messages, not both")),
         (None, None) => Err(ApiError::bad_field("prompt", "prompt or messages is required")),
     }

@@ -15,35 +15,39 @@ use types::TokenId;
 
 use super::generate::{Generating, Order, off_loop};
 use super::sse::{self, Shape};
-use super::{Api, ClientId, error, json, unix_seconds};
+use super::{Api, Caller, error, json, unix_seconds};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<ClientId>,
+    Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let generating = match start(&api, id, request).await {
-        Ok(generating) => generating,
+    let (generating, echo) = match start(&api, caller, request).await {
+        Ok(started) => started,
         Err(error) => {
             api.metrics().ended(error::outcome(&error));
             return error::response(&error);
         }
     };
     let answer = match generating.stream {
-        Some(_) => sse::respond(generating, Shape::Chat).await,
-        None => whole(generating).await,
+        Some(_) => sse::respond(generating, Shape::Chat { echo }).await,
+        None => whole(generating, &echo).await,
     };
     answer.unwrap_or_else(|error| error::response(&error))
 }
 
-async fn start(api: &Arc<Api>, id: ClientId, request: Request<Body>) -> Result<Generating, ApiError> {
+/// The running request, and the text to repeat in front of the answers (empty without `echo`).
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, String), ApiError> {
     let arrived = Instant::now();
     let body = api.body(request).await?;
     let chat = ChatRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
     api.check_model(chat.generation.model.as_deref())?;
-    let ValidChat { generation, conversation } = chat;
+    let ValidChat { generation, conversation, echo } = chat;
+    let last = conversation.messages.last().filter(|last| echo && last.role == "assistant");
+    let echo = last.and_then(|last| last.content.clone()).unwrap_or_default();
     let prompt = prompt(api, body.len(), conversation).await?;
-    api.launch(Order { id, kind: "chatcmpl", generation, prompts: vec![prompt], after_prompt: false, arrived })
+    let order = Order { caller, kind: "chatcmpl", generation, prompts: vec![prompt], after_prompt: false, arrived };
+    Ok((api.launch(order)?, echo))
 }
 
 /// The conversation in the words of the model's own template, tokenised.
@@ -78,10 +82,15 @@ fn message(message: ChatMessage) -> Message {
 }
 
 /// The answer in one body.
-async fn whole(mut generating: Generating) -> Result<Response<Body>, ApiError> {
+async fn whole(mut generating: Generating, echo: &str) -> Result<Response<Body>, ApiError> {
     let choices = generating.collect().await?.into_iter().map(|piece| {
         let logprobs = generating.logprobs.then(|| ChatLogprobs::new(&piece.logprobs));
-        let choice = ChatChoice::new(piece.index, piece.text, logprobs, piece.finish.unwrap_or_else(Finish::abort));
+        let choice = ChatChoice::new(
+            piece.index,
+            format!("{echo}{}", piece.text),
+            logprobs,
+            piece.finish.unwrap_or_else(Finish::abort),
+        );
         if generating.token_ids { choice.with_token_ids(piece.token_ids) } else { choice }
     });
     let mut response = ChatResponse::new(&generating.head, choices.collect(), generating.usage());

@@ -16,14 +16,14 @@ use types::TokenId;
 
 use super::generate::{Generating, Order, off_loop};
 use super::sse::{self, Shape};
-use super::{Api, ClientId, error, json};
+use super::{Api, Caller, error, json};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<ClientId>,
+    Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let (generating, echo) = match start(&api, id, request).await {
+    let (generating, echo) = match start(&api, caller, request).await {
         Ok(started) => started,
         Err(error) => {
             api.metrics().ended(error::outcome(&error));
@@ -38,7 +38,7 @@ pub(super) async fn create(
 }
 
 /// The running request, and the text to repeat in front of the answers, one per prompt (none without `echo`).
-async fn start(api: &Arc<Api>, id: ClientId, request: Request<Body>) -> Result<(Generating, Vec<String>), ApiError> {
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Vec<String>), ApiError> {
     let arrived = Instant::now();
     let body = api.body(request).await?;
     let completion = CompletionRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
@@ -53,12 +53,12 @@ async fn start(api: &Arc<Api>, id: ClientId, request: Request<Body>) -> Result<(
     })
     .await?;
     let echo: Vec<String> = if echo { texts } else { Vec::new() };
-    let order = Order { id, kind: "cmpl", generation, prompts, after_prompt: true, arrived };
+    let order = Order { caller, kind: "cmpl", generation, prompts, after_prompt: true, arrived };
     Ok((api.launch(order)?, echo))
 }
 
 /// A prompt as ids and as text.
-fn tokenise(
+pub(super) fn tokenise(
     tokenizer: &Tokenizer,
     prompt: Prompt,
     add_special: bool,

@@ -2,17 +2,18 @@
 //!
 //! [`Generating`] is the guard of a client's request: dropping it, because the client left, ends the task and every attempt.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::try_join_all;
 use kv::ChainRoot;
-use openai::{ApiError, Generation, Head, StreamOptions, Usage};
+use openai::{ApiError, Generation, Head, ModelFacts, StreamOptions, Usage};
 use telemetry::Outcome;
 use tokio::sync::OwnedSemaphorePermit;
 use types::{RequestId, TokenId};
 
-use super::{Api, ClientId, error, unix_seconds};
+use super::{Api, Caller, error, unix_seconds};
 use crate::answer::{Piece, Style};
 use crate::output::{self, Item, Reader, Writer};
 use crate::request::{Request, RequestError, serve};
@@ -22,8 +23,8 @@ const INLINE_BYTES: usize = 4096;
 
 /// What a client asked for, tokenised.
 pub(super) struct Order {
-    pub(super) id: ClientId,
-    /// First part of the answer's id: `cmpl` or `chatcmpl`.
+    pub(super) caller: Caller,
+    /// First part of the answer's id: such as `cmpl`.
     pub(super) kind: &'static str,
     pub(super) generation: Generation,
     pub(super) prompts: Vec<Vec<TokenId>>,
@@ -38,13 +39,18 @@ pub(super) struct Generating {
     pub(super) head: Head,
     pub(super) stream: Option<StreamOptions>,
     pub(super) prompts: Vec<Arc<[TokenId]>>,
-    /// Choices per prompt.
+    /// Choices per prompt in the answer.
     pub(super) n: u32,
+    /// Choices per prompt that are generated.
+    best_of: u32,
+    /// With more of them than are asked for: the answer, once all have ended.
+    best: Option<VecDeque<Piece>>,
     pub(super) token_ids: bool,
     pub(super) logprobs: bool,
     completion_tokens: u64,
     ending: Ending,
     _permit: OwnedSemaphorePermit,
+    _permit_of_key: Option<OwnedSemaphorePermit>,
 }
 
 /// Counts a request once, however it ends; without a word it was cancelled.
@@ -61,34 +67,40 @@ impl Drop for Ending {
 
 impl Api {
     /// Starts to serve. Nothing has been sent to the client yet.
-    pub(super) fn launch(self: &Arc<Self>, order: Order) -> Result<Generating, ApiError> {
+    pub(super) fn launch(self: &Arc<Self>, mut order: Order) -> Result<Generating, ApiError> {
+        let permit_of_key = order.caller.key.as_ref().map(|key| key.permit()).transpose()?;
         let permit = self.admission.admit()?;
-        let requests = self.requests(&order)?;
-        let Order { id, kind, generation, .. } = order;
+        let facts = self.facts();
+        order.prompts.iter_mut().try_for_each(|prompt| order.generation.truncate(prompt, &facts))?;
+        let requests = self.requests(&order, &facts)?;
+        let Order { caller, kind, generation, .. } = order;
         self.metrics().admitted(generation.n);
         let generating = Generating {
             head: Head {
-                id: format!("{kind}-{}", generation.request_id.as_deref().unwrap_or(&id.0)),
+                id: format!("{kind}-{}", generation.request_id.as_deref().unwrap_or(&caller.id)),
                 created: unix_seconds(),
                 model: self.served_name().to_owned(),
             },
             stream: generation.stream,
             prompts: requests.iter().map(|request| request.prompt.clone()).collect(),
             n: generation.n,
+            best_of: generation.best_of,
+            best: None,
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
             completion_tokens: 0,
             reader: self.spawn(requests),
             ending: Ending { api: self.clone(), outcome: Outcome::Cancelled },
             _permit: permit,
+            _permit_of_key: permit_of_key,
         };
         Ok(generating)
     }
 
     /// One request per prompt.
-    fn requests(&self, order: &Order) -> Result<Vec<Request>, ApiError> {
-        let generation = &order.generation;
-        let (facts, seed) = (self.facts(), rand::random());
+    fn requests(&self, order: &Order, facts: &ModelFacts) -> Result<Vec<Request>, ApiError> {
+        let (generation, caller) = (&order.generation, &order.caller);
+        let seed = rand::random();
         let style = Style {
             tokenizer: self.tokenizer.clone(),
             skip_special: generation.skip_special_tokens,
@@ -97,17 +109,18 @@ impl Api {
             after_prompt: order.after_prompt,
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
+            tokens_as_ids: generation.return_tokens_as_token_ids,
         };
-        let cache_salt = generation.cache_salt.as_deref().map(hashed).unwrap_or_default();
+        let cache_salt = cache_salt(caller.key.as_ref().and_then(|key| key.salt()), generation.cache_salt.as_deref());
         // A client's own id may come twice; on the wire every request has its own.
         let unique: u32 = rand::random();
         let request = |(number, prompt): (usize, &Vec<TokenId>)| {
             Ok(Request {
-                id: RequestId::from(format!("{}-{unique:08x}.{number}", order.id.0)),
+                id: RequestId::from(format!("{}-{unique:08x}.{number}", caller.id)),
                 prompt: prompt.as_slice().into(),
-                choices: generation.n,
-                first_index: number as u32 * generation.n,
-                sampling: generation.sampling(prompt.len(), &facts, seed)?,
+                choices: generation.best_of,
+                first_index: number as u32 * generation.best_of,
+                sampling: generation.sampling(prompt.len(), facts, seed)?,
                 cache_salt: cache_salt.clone(),
                 style: style.clone(),
                 arrived: order.arrived,
@@ -144,8 +157,20 @@ async fn serve_one(api: &Api, request: &Request, writer: &Writer) -> Result<(), 
 }
 
 impl Generating {
-    /// The next piece, or the end.
+    /// The next piece of the answer, or the end.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
+        if self.best_of == self.n {
+            return self.received().await;
+        }
+        if self.best.is_none() {
+            let all = self.whole(self.best_of).await?;
+            self.best = Some(best(all, self.best_of, self.n));
+        }
+        Ok(self.best.as_mut().and_then(VecDeque::pop_front))
+    }
+
+    /// The next piece that was generated, or the end.
+    async fn received(&mut self) -> Result<Option<Piece>, ApiError> {
         match self.reader.next().await {
             Item::Piece(piece) => {
                 self.completion_tokens += u64::from(piece.tokens);
@@ -163,11 +188,23 @@ impl Generating {
         }
     }
 
-    /// Every choice whole, in the order of the answer.
+    /// Every choice of the answer whole, in its order.
     pub(super) async fn collect(&mut self) -> Result<Vec<Piece>, ApiError> {
-        let choices = self.prompts.len() as u32 * self.n;
-        let mut whole: Vec<Piece> = (0..choices).map(|index| Piece { index, ..Piece::default() }).collect();
+        if self.best_of == self.n {
+            return self.whole(self.n).await;
+        }
+        let mut whole = Vec::new();
         while let Some(piece) = self.next().await? {
+            whole.push(piece);
+        }
+        Ok(whole)
+    }
+
+    /// All that is generated, `choices` per prompt.
+    async fn whole(&mut self, choices: u32) -> Result<Vec<Piece>, ApiError> {
+        let choices = self.prompts.len() as u32 * choices;
+        let mut whole: Vec<Piece> = (0..choices).map(|index| Piece { index, ..Piece::default() }).collect();
+        while let Some(piece) = self.received().await? {
             if let Some(choice) = whole.get_mut(piece.index as usize) {
                 choice.extend(piece);
             }
@@ -187,9 +224,27 @@ impl Generating {
     }
 }
 
-/// A client's salt never travels itself.
-fn hashed(salt: &str) -> Vec<u8> {
-    ChainRoot::new("cache_salt", salt.as_bytes()).next(None, &[]).0.to_vec()
+/// No number is the least likely.
+fn likelihood(piece: &Piece) -> f64 {
+    if piece.logprob_sum.is_nan() { f64::NEG_INFINITY } else { piece.logprob_sum }
+}
+
+/// Of each prompt's choices the `n` with the highest summed logprob, best first, numbered as the answer's.
+fn best(all: Vec<Piece>, best_of: u32, n: u32) -> VecDeque<Piece> {
+    let (best_of, n) = (best_of.max(1) as usize, n as usize);
+    let of_prompt = |(prompt, choices): (usize, &[Piece])| {
+        let mut choices = choices.to_vec();
+        choices.sort_by(|one, other| likelihood(other).total_cmp(&likelihood(one)));
+        let numbered = choices.into_iter().take(n).enumerate();
+        numbered.map(|(at, piece)| Piece { index: (prompt * n + at) as u32, ..piece }).collect::<Vec<_>>()
+    };
+    all.chunks(best_of).enumerate().flat_map(of_prompt).collect()
+}
+
+/// Prompts share prefixes under an equal salt only; empty = shared by all. What a client or key is told apart by never travels itself.
+fn cache_salt(key: Option<&[u8; 32]>, sent: Option<&str>) -> Vec<u8> {
+    let salt = [key.map_or(&[][..], |key| key), sent.unwrap_or_default().as_bytes()].concat();
+    if salt.is_empty() { salt } else { ChainRoot::new("cache_salt", &salt).next(None, &[]).0.to_vec() }
 }
 
 /// Runs text work where it holds up nobody.
@@ -202,4 +257,32 @@ pub(super) async fn off_loop<T: Send + 'static>(
     }
     let internal = |_| ApiError::new(openai::ErrorKind::Internal, "internal error");
     tokio::task::spawn_blocking(work).await.map_err(internal)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_choices_come_back() {
+        let sums = [-3.0, -1.0, f64::NEG_INFINITY, -2.0, -2.0, f64::NAN];
+        let all = sums.iter().zip(0..).map(|(&logprob_sum, index)| Piece {
+            index,
+            logprob_sum,
+            tokens: index,
+            ..Piece::default()
+        });
+        let found: Vec<_> = best(all.collect(), 3, 2).into_iter().map(|piece| (piece.index, piece.tokens)).collect();
+        assert_eq!(found, [(0, 1), (1, 0), (2, 3), (3, 4)]);
+    }
+
+    #[test]
+    fn salts_keep_keys_and_clients_apart() {
+        let (one, two) = ([1; 32], [2; 32]);
+        let ways = [(None, None), (None, Some("a")), (Some(&one), None), (Some(&one), Some("a")), (Some(&two), None)];
+        let salts: Vec<_> = ways.iter().map(|&(key, sent)| cache_salt(key, sent)).collect();
+        assert!(salts[0].is_empty());
+        assert!((0..5).all(|a| (0..a).all(|b| salts[a] != salts[b])), "{salts:?}");
+        assert!(salts.iter().all(|salt| !salt.windows(8).any(|part| part == [1; 8])), "{salts:?}");
+    }
 }

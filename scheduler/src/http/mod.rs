@@ -4,7 +4,9 @@ mod chat;
 mod completions;
 mod error;
 mod generate;
+mod keys;
 mod models;
+mod plain;
 mod sse;
 mod status;
 mod tokenize;
@@ -32,7 +34,10 @@ use tracing::error;
 
 use crate::admission::Admission;
 use crate::cluster::Cluster;
-use crate::config::Bounds;
+use crate::config::{Bounds, Protocol};
+
+use keys::Key;
+pub(crate) use keys::Keys;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -47,6 +52,8 @@ pub(crate) struct Api {
     pub(crate) model_len_max: Option<u32>,
     pub(crate) bounds: Bounds,
     pub(crate) body_read: Duration,
+    pub(crate) protocol: Protocol,
+    pub(crate) keys: Keys,
     /// Whether `/server_info` answers.
     pub(crate) server_info: bool,
     /// Unix seconds.
@@ -54,30 +61,53 @@ pub(crate) struct Api {
     pub(crate) draining: AtomicBool,
 }
 
-/// The id of the request being handled, as its response header says it.
+/// Who asks.
 #[derive(Clone, Debug)]
-struct ClientId(String);
+struct Caller {
+    /// Id of the request being handled, as its response header says it.
+    id: String,
+    /// The account it runs on, where keys are asked for.
+    key: Option<Arc<Key>>,
+}
 
 /// Handles one request to its response. A panic ends only this request.
 pub(crate) async fn answer(api: Arc<Api>, mut request: Request<Body>) -> Response<Body> {
     let id = client_id(request.headers().get(REQUEST_ID));
-    request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(Caller { id: id.clone(), key: None });
     let response = AssertUnwindSafe(routes(api).oneshot(request)).catch_unwind().await;
     let mut response = match response {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
         Err(_) => {
-            error!(request_id = id.0, "a handler panicked");
+            error!(request_id = id, "a handler panicked");
             error::response(&ApiError::new(ErrorKind::Internal, "internal error"))
         }
     };
-    if let Ok(value) = HeaderValue::from_str(&id.0) {
+    if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
 }
 
 fn routes(api: Arc<Api>) -> axum::Router {
+    let routes = match api.protocol {
+        Protocol::OpenAi => openai_routes(),
+        Protocol::Plain { .. } => axum::Router::new().route("/generate", post(plain::create)),
+    };
+    routes
+        .route("/health", get(status::health))
+        .route("/ready", get(status::ready))
+        .route("/metrics", get(status::metrics))
+        .route("/metrics/", get(status::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(api.clone(), keys::guard))
+        // Chat pages are served from elsewhere; there are no cookies to protect.
+        .layer(CorsLayer::permissive())
+        .with_state(api)
+}
+
+fn openai_routes() -> axum::Router<Arc<Api>> {
     axum::Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::card))
@@ -85,19 +115,10 @@ fn routes(api: Arc<Api>) -> axum::Router {
         .route("/v1/completions", post(completions::create))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
-        .route("/health", get(status::health))
         .route("/ping", get(status::health).post(status::health))
         .route("/load", get(status::load))
         .route("/server_info", get(status::server_info))
-        .route("/ready", get(status::ready))
-        .route("/metrics", get(status::metrics))
-        .route("/metrics/", get(status::metrics))
         .route("/version", get(status::version))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        // Chat pages are served from elsewhere; there are no cookies to protect.
-        .layer(CorsLayer::permissive())
-        .with_state(api)
 }
 
 async fn not_found() -> Response<Body> {
@@ -191,13 +212,13 @@ fn unix_seconds() -> u64 {
 const CLIENT_ID_CHARS: usize = 64;
 
 /// The client's own id as far as it is harmless, or a new one.
-fn client_id(header: Option<&HeaderValue>) -> ClientId {
+fn client_id(header: Option<&HeaderValue>) -> String {
     let harmless = |c: &char| c.is_ascii_alphanumeric() || "-_.:".contains(*c);
     let sent: String = header
         .and_then(|value| value.to_str().ok())
         .map(|text| text.chars().filter(harmless).take(CLIENT_ID_CHARS).collect())
         .unwrap_or_default();
-    ClientId(if sent.is_empty() { uuid::Uuid::new_v4().simple().to_string() } else { sent })
+    if sent.is_empty() { uuid::Uuid::new_v4().simple().to_string() } else { sent }
 }
 
 #[cfg(test)]
@@ -207,13 +228,13 @@ mod tests {
     #[test]
     fn a_clients_id_is_kept_as_far_as_it_is_harmless() {
         let check = |sent: &'static str, expected: &str| {
-            assert_eq!(client_id(Some(&HeaderValue::from_static(sent))).0, expected);
+            assert_eq!(client_id(Some(&HeaderValue::from_static(sent))), expected);
         };
         check("abc-1_2.3:4", "abc-1_2.3:4");
         check("a b/c#d\"e", "abcde");
         let long = HeaderValue::from_str(&"x".repeat(1000)).unwrap();
-        assert_eq!(client_id(Some(&long)).0.len(), CLIENT_ID_CHARS);
-        assert_eq!(client_id(Some(&HeaderValue::from_static("###"))).0.len(), 32, "a new one");
-        assert_ne!(client_id(None).0, client_id(None).0);
+        assert_eq!(client_id(Some(&long)).len(), CLIENT_ID_CHARS);
+        assert_eq!(client_id(Some(&HeaderValue::from_static("###"))).len(), 32, "a new one");
+        assert_ne!(client_id(None), client_id(None));
     }
 }

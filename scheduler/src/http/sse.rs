@@ -16,11 +16,10 @@ use crate::answer::Piece;
 
 /// Which of the two chunk shapes.
 pub(super) enum Shape {
-    Chat,
+    /// With the text to repeat in front of every choice; empty = none.
+    Chat { echo: String },
     /// With the text to repeat in front of every choice, one per prompt; empty = none.
-    Completion {
-        echo: Vec<String>,
-    },
+    Completion { echo: Vec<String> },
 }
 
 struct Events {
@@ -66,7 +65,7 @@ impl Events {
             let prompt = self.generating.token_ids.then_some(prompt);
             match &self.shape {
                 // The prompt's ids stand on the very first chunk only.
-                Shape::Chat => {
+                Shape::Chat { .. } => {
                     let prompt = prompt.filter(|_| index == 0);
                     events += &sse_event(&ChatChunk::role(&self.generating.head, index, prompt));
                 }
@@ -81,7 +80,15 @@ impl Events {
                 }
             }
         }
-        events
+        events + &self.echoed()
+    }
+
+    /// After the roles of a chat: the last message, once per choice.
+    fn echoed(&self) -> String {
+        let Shape::Chat { echo } = &self.shape else { return String::new() };
+        let indices = (0..self.offsets.len() as u32).filter(|_| !echo.is_empty());
+        let piece = |index| PieceOfText { index, text: echo, ..PieceOfText::default() };
+        indices.map(|index| sse_event(&ChatChunk::content(&self.generating.head, piece(index)))).collect()
     }
 
     /// The events for what came, and whether more follows.
@@ -109,8 +116,8 @@ impl Events {
         let usage = running.then(|| self.generating.usage());
         let head = &self.generating.head;
         match (&self.shape, usage) {
-            (Shape::Chat, None) => sse_event(&ChatChunk::content(head, shown)),
-            (Shape::Chat, Some(usage)) => sse_event(&ChatChunk::content(head, shown).with_usage(usage)),
+            (Shape::Chat { .. }, None) => sse_event(&ChatChunk::content(head, shown)),
+            (Shape::Chat { .. }, Some(usage)) => sse_event(&ChatChunk::content(head, shown).with_usage(usage)),
             (Shape::Completion { .. }, None) => sse_event(&CompletionChunk::text(head, shown)),
             (Shape::Completion { .. }, Some(usage)) => sse_event(&CompletionChunk::text(head, shown).with_usage(usage)),
         }
@@ -121,7 +128,7 @@ impl Events {
         let asked = self.generating.stream.is_some_and(|options| options.include_usage);
         let usage = match (&self.shape, asked.then(|| self.generating.usage())) {
             (_, None) => String::new(),
-            (Shape::Chat, Some(usage)) => sse_event(&ChatChunk::usage(head, usage)),
+            (Shape::Chat { .. }, Some(usage)) => sse_event(&ChatChunk::usage(head, usage)),
             (Shape::Completion { .. }, Some(usage)) => sse_event(&CompletionChunk::usage(head, usage)),
         };
         usage + DONE

@@ -274,3 +274,54 @@ async fn operators_see_load_and_set_up() {
     let silent = self::cluster().await;
     assert_eq!(get(silent.address(), "/server_info").await.status, 404, "only with the flag");
 }
+
+#[tokio::test]
+async fn of_more_choices_the_best_come_back() {
+    let cluster = cluster().await;
+    // Every fake token has the same logprob, so the first choices win.
+    let body = json!({"prompt": ["one", "two"], "max_tokens": 10, "n": 2, "best_of": 3});
+    let json = post(cluster.address(), "/v1/completions", body.clone()).await.json();
+    let expected =
+        [("one", 0), ("one", 1), ("two", 0), ("two", 1)].map(|(text, choice)| continuation(text, choice, 10));
+    let found: Vec<_> = json["choices"].as_array().unwrap().iter().map(|choice| choice["text"].clone()).collect();
+    assert_eq!(found, expected, "{json}");
+    assert_eq!(json["usage"]["completion_tokens"], 60, "what was generated counts");
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let events = stream(cluster.address(), "/v1/completions", streamed).await.events().await;
+    assert_eq!(texts(&events, text_of, 4).0, expected);
+    assert_eq!(events.len(), 5, "one chunk per choice and the end");
+}
+
+#[tokio::test]
+async fn a_prompt_is_cut_and_tokens_are_named_by_id() {
+    let cluster = cluster().await;
+    let body = json!({"prompt": "hello", "max_tokens": 2, "truncate_prompt_tokens": 3, "logprobs": 1, "return_tokens_as_token_ids": true});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    let text = continuation("llo", 0, 2);
+    assert_eq!((&json["choices"][0]["text"], &json["usage"]["prompt_tokens"]), (&json!(text), &json!(3)));
+    let names: Vec<String> = ids(&text).iter().map(|id| format!("token_id:{id}")).collect();
+    assert_eq!(json["choices"][0]["logprobs"]["tokens"], json!(names));
+    assert_eq!(json["choices"][0]["logprobs"]["text_offset"], json!([0, 1]));
+}
+
+#[tokio::test]
+async fn a_chat_can_repeat_what_it_goes_on_with() {
+    let cluster = cluster().await;
+    let answer = continuation("user: hi\nassistant: well\n", 0, 4);
+    let messages = |role: &str| json!([{"role": "user", "content": "hi"}, {"role": role, "content": "well"}]);
+    let body = json!({"messages": messages("assistant"), "max_tokens": 4, "echo": true});
+    let json = post(cluster.address(), "/v1/chat/completions", body.clone()).await.json();
+    assert_eq!(json["choices"][0]["message"]["content"], format!("well{answer}"));
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let events = stream(cluster.address(), "/v1/chat/completions", streamed).await.events().await;
+    assert_eq!(texts(&events, content_of, 1).0, [format!("well{answer}")]);
+    let body = json!({"messages": messages("user"), "max_tokens": 4, "echo": true});
+    let json = post(cluster.address(), "/v1/chat/completions", body).await.json();
+    assert_eq!(
+        json["choices"][0]["message"]["content"],
+        continuation("user: hi\nuser: well\n", 0, 4),
+        "not the user's words"
+    );
+}

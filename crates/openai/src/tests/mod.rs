@@ -6,8 +6,8 @@ mod requests;
 mod shapes;
 
 use crate::{
-    ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, Endpoint, ModelFacts, TokenizeRequest,
-    ValidChat, ValidCompletion,
+    ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, Endpoint, GenerateRequest, ModelFacts,
+    TokenizeRequest, ValidChat, ValidCompletion,
 };
 
 const FACTS: ModelFacts = ModelFacts { vocab_size: 1000, max_model_len: 4096 };
@@ -24,7 +24,10 @@ fn chat(body: &str) -> Result<ValidChat, ApiError> {
 fn with(endpoint: Endpoint, field: &str, json: &str) -> String {
     match endpoint {
         Endpoint::Completions if field == "prompt" => format!(r#"{{"prompt": {json}}}"#),
-        Endpoint::Completions => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
+        // Unknown fields are for those endpoints that ignore them.
+        Endpoint::Generate if field == "nothing" => r#"{"prompt": "x"}"#.to_owned(),
+        Endpoint::Generate if field == "prompt" => format!(r#"{{"prompt": {json}}}"#),
+        Endpoint::Completions | Endpoint::Generate => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
         Endpoint::Tokenize if ["prompt", "messages"].contains(&field) => format!(r#"{{"{field}": {json}}}"#),
         Endpoint::Detokenize if field == "tokens" => format!(r#"{{"tokens": {json}}}"#),
         Endpoint::Detokenize => format!(r#"{{"tokens": [1], "{field}": {json}}}"#),
@@ -40,6 +43,9 @@ fn decided(endpoint: Endpoint, body: &str) -> Result<String, ApiError> {
     match endpoint {
         Endpoint::Completions => completion(body).map(|valid| format!("{valid:?}")),
         Endpoint::Chat => chat(body).map(|valid| format!("{valid:?}")),
+        Endpoint::Generate => {
+            GenerateRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
+        }
         Endpoint::Tokenize => {
             TokenizeRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
         }
@@ -54,6 +60,7 @@ fn resolved(endpoint: Endpoint, body: &str) -> Result<types::SamplingParams, Api
     let (generation, prompt) = match endpoint {
         Endpoint::Completions => completion(body).map(|valid| (valid.generation, valid.prompts.into_iter().next()))?,
         Endpoint::Chat => chat(body).map(|valid| (valid.generation, None))?,
+        Endpoint::Generate => (GenerateRequest::read(body.as_bytes(), &Bounds::default())?.generation, None),
         // Without sampling: any valid one stands for it.
         Endpoint::Tokenize | Endpoint::Detokenize => {
             return decided(endpoint, body).and_then(|_| resolved(Endpoint::Completions, r#"{"prompt": "x"}"#));

@@ -41,7 +41,13 @@ fn any_value() -> impl Strategy<Value = Value> {
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    prop::sample::select(vec![Endpoint::Completions, Endpoint::Chat, Endpoint::Tokenize, Endpoint::Detokenize])
+    prop::sample::select(vec![
+        Endpoint::Completions,
+        Endpoint::Chat,
+        Endpoint::Generate,
+        Endpoint::Tokenize,
+        Endpoint::Detokenize,
+    ])
 }
 
 fn check(endpoint: Endpoint, body: &str) -> Result<(), TestCaseError> {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{FACTS, chat, completion, decided, resolved, with};
 use crate::{ApiError, Bounds, Endpoint, Prompt, StreamOptions};
-use Endpoint::{Chat, Completions, Detokenize, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Generate, Tokenize};
 
 /// A field's value, and either `""` (accepted) or `param: part of the message`.
 const VALUES: &[(Endpoint, &str, &str, &str)] = &[
@@ -73,6 +73,16 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "stop", "1", "stop: must be a string or a list of strings, got 1"),
     (Completions, "stop_token_ids", "[1, 2]", ""),
     (Completions, "stop_token_ids", r#"["1"]"#, "stop_token_ids: must be a whole number"),
+    // generate
+    (Generate, "prompt", "null", "prompt: is required"),
+    (Generate, "prompt", r#""""#, "prompt: must not be empty"),
+    (Generate, "model", r#""any""#, ""),
+    (Generate, "max_tokens", "0", "max_tokens: from 1"),
+    (Generate, "guided_json", "{}", "guided_json: is not a parameter of /generate"),
+    (Generate, "use_beam_search", "true", "use_beam_search: beam search is not supported yet"),
+    (Generate, "early_stopping", r#""never""#, "early_stopping: beam search is not supported yet"),
+    (Generate, "detokenize", "true", ""),
+    (Generate, "detokenize", "false", "detokenize: not supported yet"),
     // tokenize
     (Tokenize, "prompt", r#""hello""#, ""),
     (Tokenize, "prompt", r#""""#, ""),
@@ -96,7 +106,11 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "n", "1.5", "n: must be a whole number from 1 to 8, got 1.5"),
     (Chat, "n", "2.0", ""),
     (Chat, "best_of", "1", ""),
-    (Chat, "best_of", "2", "best_of: best_of greater than n is not supported yet"),
+    (Chat, "best_of", "2", ""),
+    (Chat, "truncate_prompt_tokens", "-1", ""),
+    (Chat, "truncate_prompt_tokens", "0", "truncate_prompt_tokens: -1 or at least 1"),
+    (Chat, "truncate_prompt_tokens", "-2", "truncate_prompt_tokens: from -1"),
+    (Chat, "truncation_side", r#""middle""#, "truncation_side: must be left or right"),
     (Chat, "logit_bias", r#"{"5": 1, "6": -200}"#, ""),
     (
         Chat,
@@ -169,7 +183,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "priority", "1", "priority: not supported yet"),
     (Chat, "chat_template", r#""{{ x }}""#, "chat_template: not supported yet"),
     (Chat, "echo", "false", ""),
-    (Chat, "echo", "true", "echo: not supported yet"),
+    (Chat, "echo", "true", ""),
     // accepted and without effect
     (Chat, "user", r#""me""#, ""),
     (Chat, "metadata", r#"{"a": 1}"#, ""),
@@ -202,6 +216,7 @@ fn fields_together() {
     check(Chat, &chat(r#""n": 2, "temperature": 0"#), "n: must be 1 with greedy sampling (temperature 0), got 2");
     check(Tokenize, &chat(r#""prompt": "x""#), "prompt: send prompt or messages, not both");
     check(Chat, &chat(r#""n": 2, "best_of": 2"#), "");
+    check(Chat, &chat(r#""best_of": 2, "temperature": 0"#), "best_of: must be 1 with greedy sampling");
     check(Chat, &chat(r#""n": 2, "best_of": 1"#), "best_of: at least n, got best_of 1 with n 2");
     check(Chat, &chat(r#""logprobs": true, "top_logprobs": 20"#), "");
     check(
@@ -234,7 +249,7 @@ fn bounds_on_counts_and_sizes() {
     check(Completions, &with(Completions, "prompt", &list("\"x\"", 1024)), "");
     check(Completions, &with(Completions, "prompt", &list("\"x\"", 1025)), "prompt: has 1025 prompts");
     let many = format!(r#"{{"prompt": {}, "n": 8}}"#, list("\"x\"", 129));
-    check(Completions, &many, "prompt: has 1032 sequences (prompts x n), more than the 1024 allowed");
+    check(Completions, &many, "prompt: has 1032 sequences (prompts x best_of), more than the 1024 allowed");
     check(Chat, &with(Chat, "stop", &format!("{:?}", "s".repeat(256))), "");
     check(
         Chat,
@@ -326,6 +341,32 @@ fn defaults() {
 }
 
 #[test]
+fn a_prompt_is_cut_as_asked() {
+    let check = |fields: &str, expected: Result<&[u32], &str>| {
+        let valid = completion(&format!(r#"{{"prompt": "x", {fields}}}"#)).unwrap();
+        let mut prompt: Vec<u32> = (0..10).collect();
+        let facts = crate::ModelFacts { max_model_len: 8, ..FACTS };
+        let cut = valid.generation.truncate(&mut prompt, &facts).map(|()| prompt.as_slice());
+        assert_eq!(cut.map_err(|error| error.message), expected.map_err(str::to_owned), "{fields}");
+    };
+    check(r#""n": 1"#, Ok(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]));
+    check(r#""truncate_prompt_tokens": 3"#, Ok(&[7, 8, 9]));
+    check(r#""truncate_prompt_tokens": 3, "truncation_side": "right""#, Ok(&[0, 1, 2]));
+    check(r#""truncate_prompt_tokens": -1, "max_tokens": 5"#, Ok(&[7, 8, 9]));
+    check(
+        r#""truncate_prompt_tokens": 9"#,
+        Err("truncate_prompt_tokens must be at most the context's 8 tokens, got 9"),
+    );
+}
+
+#[test]
+fn the_plain_server_has_its_own_length() {
+    let tokens = |json: &str| resolved(Generate, &with(Generate, "max_tokens", json)).unwrap().max_tokens;
+    assert_eq!((tokens("5"), tokens("null")), (5, 4086));
+    assert_eq!(resolved(Generate, r#"{"prompt": "x"}"#).unwrap().max_tokens, 16);
+}
+
+#[test]
 fn small_rules_of_sampling() {
     let sampling = |field: &str, json: &str| resolved(Chat, &with(Chat, field, json)).unwrap();
     assert_eq!(sampling("temperature", "0").temperature, 0.0);
@@ -371,7 +412,7 @@ fn prompts_and_messages_as_the_scheduler_gets_them() {
 #[test]
 fn errors_stay_small_and_do_not_repeat_input() {
     let secret = "secret".repeat(100_000);
-    for endpoint in [Completions, Chat, Tokenize, Detokenize] {
+    for endpoint in [Completions, Chat, Generate, Tokenize, Detokenize] {
         for field in crate::FIELDS.iter().filter(|field| field.on.contains(&endpoint)) {
             for json in [format!("\"{secret}\""), format!("[\"{secret}\"]"), format!("{{\"{secret}\": \"{secret}\"}}")]
             {

@@ -1,0 +1,110 @@
+//! `POST /generate`, vLLM's plain server: whole texts that begin with the prompt, or a stream of ever longer ones.
+//!
+//! A stream that fails is cut in the middle of its body, since it has no record for errors: a cut answer must not look like a whole one.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Response};
+use openai::{ApiError, GenerateRequest, GenerateResponse, Prompt};
+
+use super::completions::tokenise;
+use super::generate::{Generating, Order, off_loop};
+use super::{Api, Caller, error, json};
+use crate::answer::Piece;
+use crate::args::Delimiter;
+use crate::config::Protocol;
+
+/// Every choice's text so far, prompt included.
+struct Texts {
+    texts: Vec<String>,
+    delimiter: &'static str,
+}
+
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let (generating, texts) = match start(&api, caller, request).await {
+        Ok(started) => started,
+        Err(error) => {
+            api.metrics().ended(error::outcome(&error));
+            return error::response(&error);
+        }
+    };
+    let answer = match generating.stream {
+        Some(_) => stream(generating, texts).await,
+        None => whole(generating, texts).await,
+    };
+    answer.unwrap_or_else(|error| error::response(&error))
+}
+
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Texts), ApiError> {
+    let arrived = Instant::now();
+    let body = api.body(request).await?;
+    let GenerateRequest { prompt, generation } = GenerateRequest::read(&body, &api.bounds.request)?;
+    let (tokenizer, skip_special) = (api.tokenizer.clone(), generation.skip_special_tokens);
+    let tokenise = move || tokenise(&tokenizer, Prompt::Text(prompt), true, skip_special);
+    let (tokens, prompt) = off_loop(body.len(), tokenise).await?;
+    let texts = Texts { texts: vec![prompt; generation.n as usize], delimiter: delimiter(api.protocol) };
+    let prompts = vec![tokens];
+    let order = Order { caller, kind: "generate", generation, prompts, after_prompt: true, arrived };
+    Ok((api.launch(order)?, texts))
+}
+
+fn delimiter(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Plain { delimiter: Delimiter::Newline } => "\n",
+        Protocol::Plain { delimiter: Delimiter::Nul } | Protocol::OpenAi => "\0",
+    }
+}
+
+async fn whole(mut generating: Generating, mut texts: Texts) -> Result<Response<Body>, ApiError> {
+    generating.collect().await?.iter().for_each(|piece| texts.add(piece));
+    Ok(json(&GenerateResponse { text: &texts.texts }))
+}
+
+/// # Errors
+/// What ended the request before its first token.
+async fn stream(mut generating: Generating, texts: Texts) -> Result<Response<Body>, ApiError> {
+    let first = Ok(generating.next().await?);
+    let records = futures::stream::unfold(Some((generating, texts, Some(first))), |state| async move {
+        let (mut generating, mut texts, first) = state?;
+        let next = match first {
+            Some(next) => next,
+            None => generating.next().await,
+        };
+        match next {
+            Ok(Some(piece)) => {
+                texts.add(&piece);
+                Some((Ok(texts.record()), Some((generating, texts, None))))
+            }
+            Ok(None) => None,
+            Err(error) => Some((Err(io::Error::other(error)), None)),
+        }
+    });
+    let mut response = Response::new(Body::from_stream(records));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Ok(response)
+}
+
+impl Texts {
+    fn add(&mut self, piece: &Piece) {
+        if let Some(text) = self.texts.get_mut(piece.index as usize) {
+            text.push_str(&piece.text);
+        }
+    }
+
+    fn record(&self) -> Bytes {
+        let mut record = serde_json::to_string(&GenerateResponse { text: &self.texts }).unwrap_or_default();
+        record.push_str(self.delimiter);
+        Bytes::from(record)
+    }
+}
