@@ -342,7 +342,7 @@ mod tests {
         let config = config(&flags).unwrap();
         let keys: Vec<_> = config.access.keys.iter().map(|key| key.secret()).collect();
         assert_eq!(keys, ["secret-1", "secret-2", "secret-3", "secret-4"]);
-        assert!(!format!("{config:?}").contains("secret"), "{config:?}");
+        assert!(!format!("{config:?}").contains("secret-"), "{config:?}");
         std::fs::write(&file, "# none\n").unwrap();
         let empty = super::tests::config(&[&format!("--api-key-file={}", file.display())]).unwrap_err();
         assert!(empty.contains("it holds no key"), "{empty}");
