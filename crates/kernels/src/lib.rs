@@ -14,6 +14,7 @@ compile_error!("weights and KV are little endian in memory");
 
 mod arena;
 mod attention;
+pub mod limits;
 mod mapped;
 mod matmul;
 mod pointwise;
