@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kernels::{Isa, KvArena, KvElement, KvShape, Pool, SEGMENTS};
+use kernels::{Isa, KvArena, Pool, SEGMENTS};
 use kv::{BlockId, KvDtype, KvLayout, KvStore};
 use parking_lot::Mutex;
 use types::{Limits, ModelIdentity, SampledToken, TokenId};
@@ -14,7 +14,7 @@ use crate::models::decoder::{Decoder, part};
 use crate::plan::{Bounds, StepPlan};
 use crate::ranks::AllReduce;
 use crate::sample::Sampler;
-use crate::store::RankedStore;
+use crate::store::{RankedStore, arena_shape};
 use crate::weights::{Weights, element_name};
 use crate::{
     Batch, EngineConfig, Error, LoadProgress, LoadStage, MemoryPlan, SampleRequest, StepObserver, StepOutput, identity,
@@ -262,18 +262,4 @@ fn build_ranks(
         ranks.push(Mutex::new(Rank { backend, decoder }));
     }
     Ok((ranks, SharedParts { arenas, all_reduce, pool: Arc::clone(&pools[0]) }))
-}
-
-fn arena_shape(layout: &KvLayout, ranks: usize) -> KvShape {
-    KvShape {
-        layers: layout.layers as usize,
-        heads: layout.kv_heads as usize / ranks,
-        head_dim: layout.head_dim as usize,
-        block_size: layout.block_size as usize,
-        blocks: layout.blocks as usize,
-        element: match layout.dtype {
-            KvDtype::F32 => KvElement::F32,
-            KvDtype::Bf16 => KvElement::Bf16,
-        },
-    }
 }

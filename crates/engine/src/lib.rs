@@ -31,3 +31,4 @@ pub use error::Error;
 pub use generate::generate;
 pub use memory::MemoryPlan;
 pub use models::{Family, Llama3Scaling, ModelConfig, Rope};
+pub use store::kv_memory;

@@ -3,8 +3,34 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::{KvArena, KvHalf};
-use kv::{BlockId, KvError, KvLayout, KvSpan, KvStore};
+use kernels::{KvArena, KvElement, KvHalf, KvShape};
+use kv::{BlockId, KvDtype, KvError, KvLayout, KvSpan, KvStore};
+
+use crate::Error;
+
+/// KV memory of one rank without a model, in the layout that engines use: for measuring and testing hand-overs.
+///
+/// # Errors
+/// [`Error::Start`] when the system refuses the memory.
+pub fn kv_memory(layout: KvLayout) -> Result<Arc<dyn KvStore>, Error> {
+    let arena = KvArena::new(arena_shape(&layout, 1)).map_err(Error::Start)?;
+    Ok(Arc::new(RankedStore::new(layout, vec![Arc::new(arena)])))
+}
+
+/// What each of `ranks` arenas of a layout holds.
+pub(crate) fn arena_shape(layout: &KvLayout, ranks: usize) -> KvShape {
+    KvShape {
+        layers: layout.layers as usize,
+        heads: layout.kv_heads as usize / ranks,
+        head_dim: layout.head_dim as usize,
+        block_size: layout.block_size as usize,
+        blocks: layout.blocks as usize,
+        element: match layout.dtype {
+            KvDtype::F32 => KvElement::F32,
+            KvDtype::Bf16 => KvElement::Bf16,
+        },
+    }
+}
 
 /// Rank `r` of `n` has the heads from `r * kv_heads / n` on.
 pub(crate) struct RankedStore {
@@ -120,8 +146,6 @@ impl KvStore for RankedStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::{KvElement, KvShape};
-    use kv::KvDtype;
 
     fn store(ranks: usize, block_size: u32) -> RankedStore {
         let layout = KvLayout { layers: 2, kv_heads: 4, head_dim: 2, dtype: KvDtype::Bf16, block_size, blocks: 5 };
