@@ -20,7 +20,22 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("ranktable-tool", "ranktable-tool", &["ranktable"]),
     ("prefill-worker", "prefill-worker", &["worker", "engine", "transfer", "kv", "proto", "telemetry", "types"]),
     ("decode-worker", "decode-worker", &["worker", "engine", "transfer", "kv", "proto", "telemetry", "types"]),
-    ("pdserve", "pdserve", &["scheduler", "prefill-worker", "decode-worker", "ranktable-tool", "ranktable"]),
+    (
+        "pdserve",
+        "pdserve",
+        &[
+            "scheduler",
+            "prefill-worker",
+            "decode-worker",
+            "ranktable-tool",
+            "ranktable",
+            "engine",
+            "transfer",
+            "kv",
+            "kernels",
+            "types",
+        ],
+    ),
 ];
 
 /// Rooms whose code must stay synchronous and replayable.

@@ -1,0 +1,88 @@
+//! What a step has to compute and to read: the numerators of GFLOP/s and GB/s.
+
+use engine::ModelConfig;
+
+/// Costs of one model, per layer summed over layers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    /// Weights of all linear layers but the output head.
+    linear: f64,
+    /// Weights of the output head.
+    head: f64,
+    /// Products of queries with keys, and of weights with values, per token and token of context: 2 x layers x heads x head_dim.
+    attention: f64,
+    /// Keys and values of one token.
+    kv_values: f64,
+    weight_bytes: f64,
+    kv_bytes: f64,
+    window: f64,
+}
+
+/// Rows of one step: each computes `new` tokens after `before` others and samples from the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Work {
+    pub(super) rows: u32,
+    pub(super) before: u32,
+    pub(super) new: u32,
+}
+
+impl Cost {
+    /// `weight_bytes`, `kv_bytes`: of one element.
+    pub(super) fn new(model: &ModelConfig, weight_bytes: usize, kv_bytes: usize) -> Self {
+        let (queries, keys) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
+        let layer = model.hidden_size * (2 * queries + 2 * keys) + 3 * model.hidden_size * model.intermediate_size;
+        Self {
+            linear: (model.layers * layer) as f64,
+            head: (model.vocab_size * model.hidden_size) as f64,
+            attention: (2 * model.layers * queries) as f64,
+            kv_values: (2 * model.layers * keys) as f64,
+            weight_bytes: weight_bytes as f64,
+            kv_bytes: kv_bytes as f64,
+            window: model.family.sliding_window.map_or(f64::INFINITY, |window| window as f64),
+        }
+    }
+
+    /// Multiplications and additions of the linear layers, the attention and the head.
+    pub(super) fn flop(&self, work: Work) -> f64 {
+        let tokens = f64::from(work.rows) * f64::from(work.new);
+        // Each token sees those before it and itself.
+        let seen: f64 = (work.before..work.before + work.new).map(|at| f64::from(at + 1).min(self.window)).sum();
+        2.0 * (self.linear * tokens + self.head * f64::from(work.rows) + self.attention * f64::from(work.rows) * seen)
+    }
+
+    /// Bytes that must be read at least once: every weight, and the KV that each row attends to.
+    pub(super) fn bytes(&self, work: Work) -> f64 {
+        let seen = f64::from(work.before + work.new).min(self.window);
+        (self.linear + self.head) * self.weight_bytes + f64::from(work.rows) * seen * self.kv_values * self.kv_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The demo model: 6 layers, 256 wide, 8 heads and 4 KV heads of 32, 704 in the middle, 2048 ids.
+    fn cost() -> Cost {
+        let model = ModelConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model")).unwrap();
+        Cost::new(&model, 2, 2)
+    }
+
+    #[test]
+    fn costs_are_those_counted_by_hand() {
+        let linear = 6.0 * (256.0 * 256.0 * 2.0 + 256.0 * 128.0 * 2.0 + 3.0 * 256.0 * 704.0);
+        let head = 2048.0 * 256.0;
+        let kv = 6.0 * 2.0 * 4.0 * 32.0 * 2.0;
+        let attention = 2.0 * 6.0 * 8.0 * 32.0;
+        for (work, flop, bytes) in [
+            (Work { rows: 1, before: 0, new: 1 }, linear + head + attention, kv),
+            (Work { rows: 1, before: 9, new: 1 }, linear + head + 10.0 * attention, 10.0 * kv),
+            (Work { rows: 3, before: 9, new: 1 }, 3.0 * (linear + head + 10.0 * attention), 30.0 * kv),
+            (Work { rows: 1, before: 0, new: 4 }, 4.0 * linear + head + 10.0 * attention, 4.0 * kv),
+        ] {
+            assert_eq!(cost().flop(work), 2.0 * flop, "{work:?}");
+            assert_eq!(cost().bytes(work), 2.0 * (linear + head) + bytes, "{work:?}");
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `pdserve bench`: what users feel (`serve`), what the arithmetic reaches (`engine`), what a hand-over costs (`transfer`).
+//!
+//! Whatever is compared is measured in turns within one run, and every figure stands beside a limit or a rival of that same run:
+//! a shared machine's speed drifts by more than most improvements are worth. Figures are medians over rounds.
+
+mod conditions;
+mod engine;
+mod model;
+mod report;
+mod serve;
+mod stats;
+mod transfer;
+
+use clap::{Parser, Subcommand};
+
+/// Measure this build on this machine.
+#[derive(Parser, Debug)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Load a scheduler over HTTP: requests per second, time to first token, gaps between tokens
+    Serve(serve::Args),
+    /// Prefill and decode of one engine, beside the limits of this machine
+    Engine(engine::Args),
+    /// Hand-over of KV on every transport, beside a plain copy and a bare TCP socket
+    Transfer(transfer::Args),
+    /// Write a model folder with random weights and print where it is
+    Model(model::Args),
+}
+
+/// Measures, prints a table, and writes the files that were asked for.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    match args.what {
+        What::Serve(args) => serve::run(args).await,
+        What::Engine(args) => engine::run(args),
+        What::Transfer(args) => transfer::run(args).await,
+        What::Model(args) => model::run(&args),
+    }
+}
