@@ -66,7 +66,7 @@ fn check_field(field: &Field, value: &Value, bounds: &Bounds) -> Result<(), ApiE
         Kind::Integer { min, max } => check_integer(name, value, *min, max(bounds)),
         Kind::Text { chars_max } => check_text(name, value, chars_max(bounds)).map(|_| ()),
         Kind::NotYet { neutral, what } if !neutral(value) => Err(ApiError::not_supported(name, what)),
-        Kind::Bool | Kind::NotYet { .. } | Kind::Structured | Kind::Accepted => Ok(()),
+        Kind::Bool | Kind::NotYet { .. } | Kind::Structured { .. } | Kind::Accepted => Ok(()),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Field {
     pub name: &'static str,
     pub on: &'static [Endpoint],
     pub kind: Kind,
+    /// JSON of the value that leaving the field out stands for; `None` = no value says the same.
+    pub default: Option<&'static str>,
     pub doc: &'static str,
 }
 
@@ -48,8 +50,10 @@ pub enum Kind {
     Text {
         chars_max: fn(&Bounds) -> u64,
     },
-    /// Checked where it is read, since its rules do not fit on a line.
-    Structured,
+    /// Checked where it is read, since its rules do not fit on a line. `schema` is JSON, for the documentation.
+    Structured {
+        schema: &'static str,
+    },
     /// Any value, without effect.
     Accepted,
     /// A feature that is not built: refused unless the value asks for nothing (`neutral`).
@@ -69,11 +73,38 @@ const H: &[Endpoint] = &[Chat];
 const G: &[Endpoint] = &[Generate];
 const CHG: &[Endpoint] = &[Completions, Chat, Generate];
 const HT: &[Endpoint] = &[Chat, Tokenize];
-const CHT: &[Endpoint] = &[Completions, Chat, Tokenize];
 
 const fn field(name: &'static str, on: &'static [Endpoint], kind: Kind, doc: &'static str) -> Field {
-    Field { name, on, kind, doc }
+    Field { name, on, kind, default: None, doc }
 }
+
+impl Field {
+    const fn or(self, default: &'static str) -> Self {
+        Self { default: Some(default), ..self }
+    }
+}
+
+const fn structured(schema: &'static str) -> Kind {
+    Kind::Structured { schema }
+}
+
+const STRING: Kind = structured(r#"{"type": "string"}"#);
+const OBJECTS: Kind = structured(r#"{"type": "array", "items": {"type": "object"}}"#);
+const OBJECT: Kind = structured(r#"{"type": "object"}"#);
+const IDS: Kind = structured(r#"{"type": "array", "items": {"type": "integer", "minimum": 0}}"#);
+const STRINGS: Kind = structured(r#"{"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}"#);
+const PROMPTS: Kind = structured(
+    r#"{"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]}}]}"#,
+);
+const MESSAGES: Kind = structured(
+    r#"{"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role"]}}"#,
+);
+const SIDE: Kind = structured(r#"{"enum": ["left", "right"]}"#);
+const BIASES: Kind = structured(r#"{"type": "object", "additionalProperties": {"type": "number"}}"#);
+const STREAM_OPTIONS: Kind = structured(
+    r#"{"type": "object", "properties": {"include_usage": {"type": "boolean", "default": false}, "continuous_usage_stats": {"type": "boolean", "default": false}}}"#,
+);
+const TOOL_CHOICE: Kind = structured(r#"{"anyOf": [{"type": "string"}, {"type": "object"}]}"#);
 
 const fn number(min: f64, max: f64) -> Kind {
     Kind::Number { min, max, min_allowed: true }
@@ -113,58 +144,60 @@ fn is_text_format(value: &Value) -> bool {
 pub static FIELDS: &[Field] = &[
     // What to answer.
     field("model", ALL, NAME, "served name; default: the first one"),
-    field("prompt", C, Kind::Structured, "string, list of strings, list of token ids, or list of such lists"),
+    field("prompt", C, PROMPTS, "string, list of strings, list of token ids, or list of such lists"),
     field("model", G, Kind::Accepted, "ignored: this server has one model"),
-    field("prompt", G, Kind::Structured, "string; every answer begins with it"),
-    field("prompt", &[Tokenize], Kind::Structured, "string; or send messages"),
-    field("tokens", &[Detokenize], Kind::Structured, "list of token ids"),
-    field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs; default false"),
-    field("messages", HT, Kind::Structured, "the conversation; content is a string or a list of text parts"),
-    field("add_special_tokens", CHT, Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
+    field("prompt", G, STRING, "string; every answer begins with it"),
+    field("prompt", &[Tokenize], STRING, "string; or send messages"),
+    field("tokens", &[Detokenize], IDS, "list of token ids"),
+    field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs").or("false"),
+    field("messages", HT, MESSAGES, "the conversation; content is a string or a list of text parts"),
+    field("add_special_tokens", C, Kind::Bool, "let the tokenizer add BOS").or("true"),
+    field("add_special_tokens", H, Kind::Bool, "let the tokenizer add BOS").or("false"),
+    field("add_special_tokens", &[Tokenize], Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
     field("truncate_prompt_tokens", CHG, Kind::Integer { min: -1, max: |_| i64::from(u32::MAX) }, "keep so many tokens of the prompt; -1 = what the context has room for"),
-    field("truncation_side", BOTH, Kind::Structured, "left drops the first tokens, right the last; default left"),
-    field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer; default true"),
-    field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it; default false"),
-    field("chat_template_kwargs", HT, Kind::Structured, "further variables of the chat template"),
-    field("documents", HT, Kind::Structured, "passed to the chat template"),
-    field("tools", &[Tokenize], Kind::Structured, "passed to the chat template"),
-    field("tools", H, Kind::Structured, "passed to the chat template; needs tool_choice none for now"),
-    field("tool_choice", H, Kind::Structured, "none; others need tool parsing"),
-    field("echo", C, Kind::Bool, "answer with the prompt's text in front; default false"),
-    field("echo", H, Kind::Bool, "answer with the last message in front if it is the assistant's; default false"),
+    field("truncation_side", BOTH, SIDE, "left drops the first tokens, right the last").or("\"left\""),
+    field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer").or("true"),
+    field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it").or("false"),
+    field("chat_template_kwargs", HT, OBJECT, "further variables of the chat template"),
+    field("documents", HT, OBJECTS, "passed to the chat template"),
+    field("tools", &[Tokenize], OBJECTS, "passed to the chat template"),
+    field("tools", H, OBJECTS, "passed to the chat template; needs tool_choice none for now"),
+    field("tool_choice", H, TOOL_CHOICE, "none; others need tool parsing"),
+    field("echo", C, Kind::Bool, "answer with the prompt's text in front").or("false"),
+    field("echo", H, Kind::Bool, "answer with the last message in front if it is the assistant's").or("false"),
     // How long.
-    field("max_tokens", C, tokens(0), "default 16; 0 only with echo"),
-    field("max_tokens", G, tokens(1), "default 16; null: rest of the context"),
+    field("max_tokens", C, tokens(0), "0 only with echo").or("16"),
+    field("max_tokens", G, tokens(1), "null: rest of the context").or("16"),
     field("max_tokens", H, tokens(1), "default: rest of the context"),
     field("max_completion_tokens", H, tokens(1), "wins over max_tokens"),
-    field("min_tokens", CHG, tokens(0), "EOS and stop tokens are masked before; default 0"),
-    field("ignore_eos", CHG, Kind::Bool, "default false"),
-    field("stop", CHG, Kind::Structured, "string or list of strings"),
-    field("stop_token_ids", CHG, Kind::Structured, "list of token ids"),
-    field("include_stop_str_in_output", CHG, Kind::Bool, "default false"),
+    field("min_tokens", CHG, tokens(0), "EOS and stop tokens are masked before").or("0"),
+    field("ignore_eos", CHG, Kind::Bool, "").or("false"),
+    field("stop", CHG, STRINGS, "string or list of strings"),
+    field("stop_token_ids", CHG, IDS, "list of token ids"),
+    field("include_stop_str_in_output", CHG, Kind::Bool, "").or("false"),
     // How to sample.
-    field("n", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt; default 1"),
+    field("n", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt").or("1"),
     field("best_of", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices to generate, of which the n with the highest summed logprob come back; default n"),
-    field("temperature", CHG, number(0.0, 2.0), "0 = greedy; default 1"),
-    field("top_p", CHG, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "default 1"),
-    field("top_k", CHG, tokens(-1), "-1 and 0 = off; default off"),
-    field("min_p", CHG, number(0.0, 1.0), "default 0"),
+    field("temperature", CHG, number(0.0, 2.0), "0 = greedy").or("1"),
+    field("top_p", CHG, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "").or("1"),
+    field("top_k", CHG, tokens(-1), "-1 and 0 = off").or("0"),
+    field("min_p", CHG, number(0.0, 1.0), "").or("0"),
     field("seed", CHG, Kind::Integer { min: i64::MIN, max: |_| i64::MAX }, "-1 = none"),
-    field("presence_penalty", CHG, number(-2.0, 2.0), "default 0"),
-    field("frequency_penalty", CHG, number(-2.0, 2.0), "default 0"),
-    field("repetition_penalty", CHG, number(0.001, 1000.0), "default 1"),
-    field("logit_bias", BOTH, Kind::Structured, "object from token id to a number, clamped to [-100, 100]"),
+    field("presence_penalty", CHG, number(-2.0, 2.0), "").or("0"),
+    field("frequency_penalty", CHG, number(-2.0, 2.0), "").or("0"),
+    field("repetition_penalty", CHG, number(0.001, 1000.0), "").or("1"),
+    field("logit_bias", BOTH, BIASES, "object from token id to a number, clamped to [-100, 100]"),
     // What to report.
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
-    field("logprobs", H, Kind::Bool, "default false"),
-    field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs"),
-    field("stream", CHG, Kind::Bool, "default false"),
-    field("stream_options", BOTH, Kind::Structured, "include_usage and continuous_usage_stats, both false by default; needs stream"),
-    field("skip_special_tokens", CHG, Kind::Bool, "default true"),
-    field("return_tokens_as_token_ids", BOTH, Kind::Bool, "logprobs name tokens as token_id:N; default false"),
-    field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids; default false"),
-    field("request_id", BOTH, Kind::Structured, "becomes part of id; default random"),
-    field("cache_salt", BOTH, Kind::Structured, "prompts share cached KV only under an equal salt"),
+    field("logprobs", H, Kind::Bool, "").or("false"),
+    field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs").or("0"),
+    field("stream", CHG, Kind::Bool, "").or("false"),
+    field("stream_options", BOTH, STREAM_OPTIONS, "include_usage and continuous_usage_stats, both false by default; needs stream"),
+    field("skip_special_tokens", CHG, Kind::Bool, "").or("true"),
+    field("return_tokens_as_token_ids", BOTH, Kind::Bool, "logprobs name tokens as token_id:N").or("false"),
+    field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids").or("false"),
+    field("request_id", BOTH, STRING, "becomes part of id; default random"),
+    field("cache_salt", BOTH, STRING, "prompts share cached KV only under an equal salt"),
     // Accepted without effect.
     field("logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("prompt_logprobs", G, Kind::Accepted, "not shown in the answer"),

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod docs;
 mod error;
 mod generate;
 mod keys;
@@ -119,6 +120,8 @@ fn openai_routes() -> axum::Router<Arc<Api>> {
         .route("/load", get(status::load))
         .route("/server_info", get(status::server_info))
         .route("/version", get(status::version))
+        .route("/openapi.json", get(docs::document))
+        .route("/docs", get(docs::page))
 }
 
 async fn not_found() -> Response<Body> {

@@ -325,3 +325,21 @@ async fn a_chat_can_repeat_what_it_goes_on_with() {
         "not the user's words"
     );
 }
+
+#[tokio::test]
+async fn the_document_names_what_is_served() {
+    let cluster = Cluster::start_unready(1, 1, |_| {}, |config| config.server_info = true).await;
+    let document = get(cluster.address(), "/openapi.json").await.json();
+    let page = get(cluster.address(), "/docs").await.text();
+    assert!(page.contains("<code>temperature</code>") && !page.contains("http://") && !page.contains("https://"));
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        assert!(page.contains(path.as_str()), "{path} is not on the page");
+        for method in methods.as_object().unwrap().keys() {
+            let asked = request(&method.to_uppercase(), path, "{}");
+            let status = send(cluster.address(), asked).await.status;
+            let unready = path == "/ready" && status == 503;
+            let expected = if method == "post" { 400 } else { 200 };
+            assert!(status == expected || unready, "{method} {path}: {status}");
+        }
+    }
+}

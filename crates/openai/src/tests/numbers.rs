@@ -72,7 +72,7 @@ fn every_field_takes_every_corner_or_refuses_it_by_name() {
 #[test]
 fn numbers_inside_fields() {
     for (field, shape) in NESTED {
-        let rows = FIELDS.iter().filter(|row| row.name == *field && matches!(row.kind, Kind::Structured));
+        let rows = FIELDS.iter().filter(|row| row.name == *field && matches!(row.kind, Kind::Structured { .. }));
         for endpoint in rows.flat_map(|row| row.on) {
             CORNERS.iter().for_each(|corner| check_corner(*endpoint, field, &shape.replace('@', corner)));
         }
@@ -148,7 +148,7 @@ fn every_known_field_has_an_effect_or_is_refused() {
         Kind::Text { .. } => vec!["\"abc\""],
         Kind::NotYet { .. } => vec!["true", "2", "{}", "\"abc\""],
         // Their effects are in the table of requests.
-        Kind::Structured | Kind::Accepted => Vec::new(),
+        Kind::Structured { .. } | Kind::Accepted => Vec::new(),
     };
     for field in FIELDS {
         for endpoint in field.on {
@@ -158,6 +158,16 @@ fn every_known_field_has_an_effect_or_is_refused() {
                 .iter()
                 .any(|sample| decided(*endpoint, &with(*endpoint, field.name, sample)) != Ok(plain.clone()));
             assert!(samples.is_empty() || seen, "{} is accepted and does nothing on {endpoint:?}", field.name);
+        }
+    }
+}
+
+#[test]
+fn a_default_is_what_leaving_out_means() {
+    for field in FIELDS {
+        for (endpoint, default) in field.on.iter().flat_map(|endpoint| field.default.map(|json| (endpoint, json))) {
+            let plain = decided(*endpoint, &with(*endpoint, "nothing", "1"));
+            assert_eq!(decided(*endpoint, &with(*endpoint, field.name, default)), plain, "{} {endpoint:?}", field.name);
         }
     }
 }
