@@ -14,6 +14,8 @@ pub enum Endpoint {
     Completions,
     /// `POST /v1/chat/completions`
     Chat,
+    /// `POST /v1/responses`
+    Responses,
     /// `POST /generate` of the plain server
     Generate,
     /// `POST /tokenize`
@@ -63,15 +65,19 @@ pub enum Kind {
     },
 }
 
-use Endpoint::{Chat, Completions, Detokenize, Generate, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Generate, Responses, Tokenize};
 
-const ALL: &[Endpoint] = &[Completions, Chat, Tokenize, Detokenize];
+const ALL: &[Endpoint] = &[Completions, Chat, Responses, Tokenize, Detokenize];
 
 const BOTH: &[Endpoint] = &[Completions, Chat];
 const C: &[Endpoint] = &[Completions];
 const H: &[Endpoint] = &[Chat];
 const G: &[Endpoint] = &[Generate];
 const CHG: &[Endpoint] = &[Completions, Chat, Generate];
+const R: &[Endpoint] = &[Responses];
+const CHGR: &[Endpoint] = &[Completions, Chat, Generate, Responses];
+const CHR: &[Endpoint] = &[Completions, Chat, Responses];
+const HR: &[Endpoint] = &[Chat, Responses];
 const HT: &[Endpoint] = &[Chat, Tokenize];
 
 const fn field(name: &'static str, on: &'static [Endpoint], kind: Kind, doc: &'static str) -> Field {
@@ -98,6 +104,9 @@ const PROMPTS: Kind = structured(
 );
 const MESSAGES: Kind = structured(
     r#"{"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role"]}}"#,
+);
+const INPUT: Kind = structured(
+    r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"type": {"const": "message"}, "role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role", "content"]}}]}"#,
 );
 const SIDE: Kind = structured(r#"{"enum": ["left", "right"]}"#);
 const BIASES: Kind = structured(r#"{"type": "object", "additionalProperties": {"type": "number"}}"#);
@@ -129,6 +138,9 @@ fn is_false(value: &Value) -> bool {
 fn is_true(value: &Value) -> bool {
     value == &Value::Bool(true)
 }
+fn is_disabled(value: &Value) -> bool {
+    value == "disabled"
+}
 fn is_empty_list(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
@@ -151,6 +163,10 @@ pub static FIELDS: &[Field] = &[
     field("tokens", &[Detokenize], IDS, "list of token ids"),
     field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs").or("false"),
     field("messages", HT, MESSAGES, "the conversation; content is a string or a list of text parts"),
+    field("input", R, INPUT, "string, or a list of messages; content is a string or a list of text parts"),
+    field("instructions", R, STRING, "a system message in front of the input"),
+    field("text", R, OBJECT, "format: type text only"),
+    field("tool_choice", R, TOOL_CHOICE, "auto or none"),
     field("add_special_tokens", C, Kind::Bool, "let the tokenizer add BOS").or("true"),
     field("add_special_tokens", H, Kind::Bool, "let the tokenizer add BOS").or("false"),
     field("add_special_tokens", &[Tokenize], Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
@@ -166,6 +182,7 @@ pub static FIELDS: &[Field] = &[
     field("echo", C, Kind::Bool, "answer with the prompt's text in front").or("false"),
     field("echo", H, Kind::Bool, "answer with the last message in front if it is the assistant's").or("false"),
     // How long.
+    field("max_output_tokens", R, tokens(1), "default: rest of the context"),
     field("max_tokens", C, tokens(0), "0 only with echo").or("16"),
     field("max_tokens", G, tokens(1), "null: rest of the context").or("16"),
     field("max_tokens", H, tokens(1), "default: rest of the context"),
@@ -178,8 +195,8 @@ pub static FIELDS: &[Field] = &[
     // How to sample.
     field("n", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt").or("1"),
     field("best_of", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices to generate, of which the n with the highest summed logprob come back; default n"),
-    field("temperature", CHG, number(0.0, 2.0), "0 = greedy").or("1"),
-    field("top_p", CHG, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "").or("1"),
+    field("temperature", CHGR, number(0.0, 2.0), "0 = greedy").or("1"),
+    field("top_p", CHGR, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "").or("1"),
     field("top_k", CHG, tokens(-1), "-1 and 0 = off").or("0"),
     field("min_p", CHG, number(0.0, 1.0), "").or("0"),
     field("seed", CHG, Kind::Integer { min: i64::MIN, max: |_| i64::MAX }, "-1 = none"),
@@ -191,21 +208,25 @@ pub static FIELDS: &[Field] = &[
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
     field("logprobs", H, Kind::Bool, "").or("false"),
     field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs").or("0"),
-    field("stream", CHG, Kind::Bool, "").or("false"),
+    field("stream", CHGR, Kind::Bool, "").or("false"),
     field("stream_options", BOTH, STREAM_OPTIONS, "include_usage and continuous_usage_stats, both false by default; needs stream"),
     field("skip_special_tokens", CHG, Kind::Bool, "").or("true"),
     field("return_tokens_as_token_ids", BOTH, Kind::Bool, "logprobs name tokens as token_id:N").or("false"),
     field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids").or("false"),
-    field("request_id", BOTH, STRING, "becomes part of id; default random"),
-    field("cache_salt", BOTH, STRING, "prompts share cached KV only under an equal salt"),
+    field("request_id", CHR, STRING, "becomes part of id; default random"),
+    field("cache_salt", CHR, STRING, "prompts share cached KV only under an equal salt"),
     // Accepted without effect.
     field("logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("prompt_logprobs", G, Kind::Accepted, "not shown in the answer"),
-    field("user", BOTH, Kind::Accepted, "ignored"),
+    field("user", CHR, Kind::Accepted, "ignored"),
+    field("store", R, Kind::Accepted, "ignored: answers are not stored"),
+    field("metadata", R, Kind::Accepted, "ignored"),
+    field("reasoning", R, Kind::Accepted, "ignored"),
+    field("include", R, Kind::Accepted, "ignored"),
     field("spaces_between_special_tokens", CHG, Kind::Accepted, "no effect with fast tokenizers"),
     field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
     field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored"),
-    field("parallel_tool_calls", H, Kind::Accepted, "ignored"),
+    field("parallel_tool_calls", HR, Kind::Accepted, "ignored"),
     field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
     // Refused until built.
     field("use_beam_search", CHG, not_yet(is_false, "beam search"), ""),
@@ -213,6 +234,11 @@ pub static FIELDS: &[Field] = &[
     field("early_stopping", CHG, not_yet(is_false, "beam search"), "false only"),
     field("prompt_logprobs", BOTH, not_yet(never, "reporting the prompt's logprobs"), ""),
     field("detokenize", G, not_yet(is_true, "an answer without text"), "true only"),
+    field("previous_response_id", R, not_yet(never, "going on from a stored answer"), "send the conversation as input"),
+    field("background", R, not_yet(is_false, "answering in the background"), "false only"),
+    field("truncation", R, not_yet(is_disabled, "dropping the middle of a conversation"), "disabled only"),
+    field("top_logprobs", R, not_yet(equals::<0>, "logprobs"), "0 only"),
+    field("tools", R, not_yet(is_empty_list, "calling tools"), "empty only"),
     field("suffix", C, not_yet(never, "text insertion"), ""),
     field("response_format", BOTH, not_yet(is_text_format, "structured output"), "type text only"),
     field("guided_json", BOTH, not_yet(never, "structured output"), ""),

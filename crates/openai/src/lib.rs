@@ -17,6 +17,7 @@ mod logprobs;
 mod models;
 mod openapi;
 mod response;
+mod responses;
 mod stream;
 mod tokenize;
 
@@ -31,6 +32,7 @@ pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
 pub use models::{ModelCard, ModelList};
 pub use openapi::openapi;
 pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
+pub use responses::{Repeated, Responding, ResponsesRequest};
 pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, Source, TokenizeRequest, TokenizeResponse};
 

@@ -30,6 +30,13 @@ const OPERATIONS: &[Operation] = &[
         required: &["prompt"],
     },
     Operation {
+        endpoint: Endpoint::Responses,
+        path: "/v1/responses",
+        schema: "ResponsesRequest",
+        summary: "Answer an input; text only, nothing is stored",
+        required: &["input"],
+    },
+    Operation {
         endpoint: Endpoint::Tokenize,
         path: "/tokenize",
         schema: "TokenizeRequest",

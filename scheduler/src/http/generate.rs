@@ -24,7 +24,7 @@ const INLINE_BYTES: usize = 4096;
 /// What a client asked for, tokenised.
 pub(super) struct Order {
     pub(super) caller: Caller,
-    /// First part of the answer's id: such as `cmpl`.
+    /// First part of the answer's id: such as `cmpl-`.
     pub(super) kind: &'static str,
     pub(super) generation: Generation,
     pub(super) prompts: Vec<Vec<TokenId>>,
@@ -77,7 +77,7 @@ impl Api {
         self.metrics().admitted(generation.n);
         let generating = Generating {
             head: Head {
-                id: format!("{kind}-{}", generation.request_id.as_deref().unwrap_or(&caller.id)),
+                id: format!("{kind}{}", generation.request_id.as_deref().unwrap_or(&caller.id)),
                 created: unix_seconds(),
                 model: self.served_name().to_owned(),
             },

@@ -8,6 +8,7 @@ mod generate;
 mod keys;
 mod models;
 mod plain;
+mod responses;
 mod sse;
 mod status;
 mod tokenize;
@@ -114,6 +115,7 @@ fn openai_routes() -> axum::Router<Arc<Api>> {
         .route("/v1/models/{*name}", get(models::card))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/responses", post(responses::create))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/ping", get(status::health).post(status::health))

@@ -48,12 +48,17 @@ pub(super) async fn respond(mut generating: Generating, shape: Shape) -> Result<
         let text = opening + &text;
         Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then(|| (events, None, String::new()))))
     });
-    let mut response = Response::new(Body::from_stream(stream));
+    Ok(response(Body::from_stream(stream)))
+}
+
+/// A response whose body is events.
+pub(super) fn response(events: Body) -> Response<Body> {
+    let mut response = Response::new(events);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 impl Events {

@@ -343,3 +343,44 @@ async fn the_document_names_what_is_served() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_response_is_one_message() {
+    let cluster = cluster().await;
+    let text = continuation("system: be brief\nuser: hi\n", 0, 6);
+    let body = json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], "instructions": "be brief",
+        "max_output_tokens": 6, "n": 7});
+    let json = post(cluster.address(), "/v1/responses", body).await.json();
+    assert_eq!(json["output"][0]["content"][0]["text"], text, "{json}");
+    assert_eq!(
+        (&json["status"], &json["incomplete_details"]["reason"]),
+        (&json!("incomplete"), &json!("max_output_tokens"))
+    );
+    assert_eq!((&json["usage"]["input_tokens"], &json["usage"]["output_tokens"]), (&json!(26), &json!(6)));
+    let answer =
+        post(cluster.address(), "/v1/responses", json!({"input": "hi", "max_output_tokens": 6, "stream": true})).await;
+    let body = answer.text();
+    let mut kinds = Vec::new();
+    let mut text = String::new();
+    for (at, event) in body.trim_end().split("\n\n").enumerate() {
+        let (kind, data) = event.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+        let data: Value = serde_json::from_str(data).unwrap();
+        assert_eq!((&data["type"], &data["sequence_number"]), (&json!(kind), &json!(at)));
+        text += data["delta"].as_str().unwrap_or_default();
+        kinds.push(kind.strip_prefix("response.").unwrap().to_owned());
+    }
+    kinds.dedup();
+    let expected = [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "incomplete",
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(text, continuation("user: hi\n", 0, 6));
+}

@@ -7,7 +7,7 @@ mod shapes;
 
 use crate::{
     ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, Endpoint, GenerateRequest, ModelFacts,
-    TokenizeRequest, ValidChat, ValidCompletion,
+    ResponsesRequest, TokenizeRequest, ValidChat, ValidCompletion,
 };
 
 const FACTS: ModelFacts = ModelFacts { vocab_size: 1000, max_model_len: 4096 };
@@ -28,6 +28,8 @@ fn with(endpoint: Endpoint, field: &str, json: &str) -> String {
         Endpoint::Generate if field == "nothing" => r#"{"prompt": "x"}"#.to_owned(),
         Endpoint::Generate if field == "prompt" => format!(r#"{{"prompt": {json}}}"#),
         Endpoint::Completions | Endpoint::Generate => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
+        Endpoint::Responses if field == "input" => format!(r#"{{"input": {json}}}"#),
+        Endpoint::Responses => format!(r#"{{"input": "x", "{field}": {json}}}"#),
         Endpoint::Tokenize if ["prompt", "messages"].contains(&field) => format!(r#"{{"{field}": {json}}}"#),
         Endpoint::Detokenize if field == "tokens" => format!(r#"{{"tokens": {json}}}"#),
         Endpoint::Detokenize => format!(r#"{{"tokens": [1], "{field}": {json}}}"#),
@@ -43,6 +45,9 @@ fn decided(endpoint: Endpoint, body: &str) -> Result<String, ApiError> {
     match endpoint {
         Endpoint::Completions => completion(body).map(|valid| format!("{valid:?}")),
         Endpoint::Chat => chat(body).map(|valid| format!("{valid:?}")),
+        Endpoint::Responses => {
+            ResponsesRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
+        }
         Endpoint::Generate => {
             GenerateRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
         }
@@ -60,6 +65,7 @@ fn resolved(endpoint: Endpoint, body: &str) -> Result<types::SamplingParams, Api
     let (generation, prompt) = match endpoint {
         Endpoint::Completions => completion(body).map(|valid| (valid.generation, valid.prompts.into_iter().next()))?,
         Endpoint::Chat => chat(body).map(|valid| (valid.generation, None))?,
+        Endpoint::Responses => (ResponsesRequest::read(body.as_bytes(), &Bounds::default())?.generation, None),
         Endpoint::Generate => (GenerateRequest::read(body.as_bytes(), &Bounds::default())?.generation, None),
         // Without sampling: any valid one stands for it.
         Endpoint::Tokenize | Endpoint::Detokenize => {

@@ -44,6 +44,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     prop::sample::select(vec![
         Endpoint::Completions,
         Endpoint::Chat,
+        Endpoint::Responses,
         Endpoint::Generate,
         Endpoint::Tokenize,
         Endpoint::Detokenize,
@@ -67,7 +68,7 @@ proptest! {
         endpoint in any_endpoint(),
         fields in prop::collection::vec((prop::sample::select(FIELDS.iter().map(|field| field.name).collect::<Vec<_>>()), any_value()), 0..8),
     ) {
-        let mut body = json!({ "prompt": "x", "messages": [{ "role": "user", "content": "x" }] });
+        let mut body = json!({ "prompt": "x", "input": "x", "messages": [{ "role": "user", "content": "x" }] });
         fields.into_iter().for_each(|(name, value)| body[name] = value);
         check(endpoint, &body.to_string())?;
     }

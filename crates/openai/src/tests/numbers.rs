@@ -51,6 +51,8 @@ const NESTED: &[(&str, &str)] = &[
     ("prompt", "[[@]]"),
     ("prompt", "[@]"),
     ("tokens", "[@]"),
+    ("input", "[@]"),
+    ("input", r#"[{"role": @, "content": [@]}]"#),
     ("stop", "[@]"),
     ("stream_options", r#"{"include_usage": @}"#),
     ("tools", "[@]"),
@@ -174,7 +176,7 @@ fn a_default_is_what_leaving_out_means() {
 
 #[test]
 fn null_is_absent() {
-    for field in FIELDS.iter().filter(|field| !["prompt", "messages", "tokens"].contains(&field.name)) {
+    for field in FIELDS.iter().filter(|field| !["prompt", "messages", "tokens", "input"].contains(&field.name)) {
         // On the plain server a null max_tokens asks for the rest of the context.
         let special = |endpoint: &&Endpoint| field.name == "max_tokens" && **endpoint == Endpoint::Generate;
         for endpoint in field.on.iter().filter(|endpoint| !special(endpoint)) {
@@ -186,9 +188,14 @@ fn null_is_absent() {
 
 #[test]
 fn a_field_stands_once_per_endpoint() {
-    for endpoint in
-        [Endpoint::Completions, Endpoint::Chat, Endpoint::Generate, Endpoint::Tokenize, Endpoint::Detokenize]
-    {
+    for endpoint in [
+        Endpoint::Completions,
+        Endpoint::Chat,
+        Endpoint::Responses,
+        Endpoint::Generate,
+        Endpoint::Tokenize,
+        Endpoint::Detokenize,
+    ] {
         let mut names: Vec<_> =
             FIELDS.iter().filter(|field| field.on.contains(&endpoint)).map(|field| field.name).collect();
         let count = names.len();

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{FACTS, chat, completion, decided, resolved, with};
 use crate::{ApiError, Bounds, Endpoint, Prompt, StreamOptions};
-use Endpoint::{Chat, Completions, Detokenize, Generate, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Generate, Responses, Tokenize};
 
 /// A field's value, and either `""` (accepted) or `param: part of the message`.
 const VALUES: &[(Endpoint, &str, &str, &str)] = &[
@@ -83,6 +83,24 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Generate, "early_stopping", r#""never""#, "early_stopping: beam search is not supported yet"),
     (Generate, "detokenize", "true", ""),
     (Generate, "detokenize", "false", "detokenize: not supported yet"),
+    // responses
+    (Responses, "input", "null", "input: is required"),
+    (Responses, "input", "[]", "input: must not be empty"),
+    (Responses, "input", r#"[{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]"#, ""),
+    (
+        Responses,
+        "input",
+        r#"[{"role": "user", "content": [{"type": "input_image"}]}]"#,
+        "input[0].content[0].type: not supported yet",
+    ),
+    (Responses, "input", r#"[{"type": "function_call"}]"#, "input[0].type: not supported yet"),
+    (Responses, "n", "1000000", ""),
+    (Responses, "tools", "[]", ""),
+    (Responses, "tools", "[{}]", "tools: calling tools is not supported yet"),
+    (Responses, "text", r#"{"format": {"type": "text"}}"#, ""),
+    (Responses, "text", r#"{"format": {"type": "json_object"}}"#, "text.format: not supported yet"),
+    (Responses, "truncation", r#""disabled""#, ""),
+    (Responses, "previous_response_id", r#""resp_1""#, "previous_response_id: not supported yet"),
     // tokenize
     (Tokenize, "prompt", r#""hello""#, ""),
     (Tokenize, "prompt", r#""""#, ""),
@@ -412,7 +430,7 @@ fn prompts_and_messages_as_the_scheduler_gets_them() {
 #[test]
 fn errors_stay_small_and_do_not_repeat_input() {
     let secret = "secret".repeat(100_000);
-    for endpoint in [Completions, Chat, Generate, Tokenize, Detokenize] {
+    for endpoint in [Completions, Chat, Responses, Generate, Tokenize, Detokenize] {
         for field in crate::FIELDS.iter().filter(|field| field.on.contains(&endpoint)) {
             for json in [format!("\"{secret}\""), format!("[\"{secret}\"]"), format!("{{\"{secret}\": \"{secret}\"}}")]
             {
