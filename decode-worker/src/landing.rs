@@ -3,6 +3,7 @@
 //! Blocks are taken all at once, under a lease, and only if those who run and wait here keep what they will soon need. Whoever asks
 //! waits in line for a short while; nobody holds a block while waiting.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +15,11 @@ use transfer::{KvReceiver, Landing, LandingRequest, LandingStats, TransferError}
 use types::{GenerateSpec, RequestKey, TokenId};
 use worker::{EngineHandle, Failure, check_fits};
 
-/// Time that a reservation lives without a sign from P or the scheduler: P's queue plus a slow hand-over.
-pub(crate) const LEASE: Duration = Duration::from_secs(30);
+/// Time that a reservation lives without a sign from P or the scheduler. Until P's first piece the scheduler vouches for the attempt:
+/// when it cancels, dies or freezes (its connection then ends within 7 s) the attempt's task is dropped and the blocks come back.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+/// How often the lease begins anew before P's first piece.
+const RENEW: Duration = Duration::from_secs(2);
 /// How long a reservation may wait for blocks; the scheduler knows better places after that.
 const WAIT: Duration = Duration::from_millis(500);
 /// Pause between two looks at the pool.
@@ -123,10 +127,21 @@ impl Reservation {
     /// Waits until all KV is here and commits it: P may forget it, and the blocks are this instance's own.
     pub(crate) async fn land(self, pool: &BlockPool, key: &RequestKey) -> Result<(BlockTable, LandingStats), Failure> {
         let Self { landing, mut table, .. } = self;
-        landing.landed().await.map_err(failure)?;
+        tokio::select! {
+            landed = landing.landed() => landed.map(drop).map_err(failure)?,
+            never = vouched(&landing) => match never {},
+        }
         let stats = landing.commit().map_err(failure)?;
         table.reassign(pool, Owner { key: key.clone(), phase: Phase::Decoding });
         Ok((table, stats))
+    }
+}
+
+/// P may have a queue; that the scheduler still wants the attempt shows in this task being alive.
+async fn vouched(landing: &Landing) -> Infallible {
+    loop {
+        tokio::time::sleep(RENEW).await;
+        landing.renew();
     }
 }
 

@@ -1,8 +1,12 @@
 //! Workers that die in the middle: the text goes on elsewhere, unchanged, and what they held comes back.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap fails the test")]
+
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
-use serde_json::json;
-use tests::{Oracle, ProcessCluster, demo_model};
+use serde_json::{Value, json};
+use tests::{Client, Oracle, ProcessCluster, demo_model};
 
 const PDSERVE: &str = env!("CARGO_BIN_EXE_pdserve-under-test");
 
@@ -71,4 +75,152 @@ async fn with_every_decode_instance_gone_a_request_ends_in_a_clean_error_and_ser
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
     panic!("the cluster never became ready again: {}", client.get("/ready").await.body);
+}
+
+/// T_lease of the reliability goals: after it nothing may be held for work that is gone.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// The workers of a cluster with their own ports.
+struct Workers(Vec<(String, Client)>);
+
+impl Workers {
+    async fn of(cluster: &ProcessCluster) -> Self {
+        let ready = cluster.client().get("/ready").await.body;
+        let worker = |instance: &Value| {
+            let text = |key: &str| instance[key].as_str().unwrap().to_owned();
+            (text("instance"), Client::new(format!("http://{}", text("address"))))
+        };
+        Self(ready["instances"].as_array().unwrap().iter().map(worker).collect())
+    }
+
+    /// The client of the ledger of one instance.
+    fn ledger(&self, instance: &str) -> &Client {
+        let found = self.0.iter().find(|(name, _)| name == instance);
+        &found.expect("it is in the table").1
+    }
+
+    /// Waits until an instance has blocks in a phase.
+    async fn holds(&self, instance: &str, phase: &str) {
+        for _ in 0..4000 {
+            if self.ledger(instance).get("/kv").await.body["phases"][phase] != 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{instance} never had a block in phase {phase}");
+    }
+
+    /// Waits until no worker but `except` holds a block or runs anything, by their own metrics; not longer than the lease.
+    async fn settle(&self, except: &str) {
+        let started = Instant::now();
+        for (name, client) in self.0.iter().filter(|(name, _)| name != except) {
+            loop {
+                let metrics = client.get("/metrics").await.body;
+                let held = gauges(metrics.as_str().unwrap_or_default());
+                if held.iter().all(|(_, value)| *value == 0.0) {
+                    break;
+                }
+                let ledger = client.get("/kv").await.body;
+                assert!(started.elapsed() < LEASE, "{name} still holds after the lease: {held:?} {ledger}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let blocks = client.get("/kv").await.body["blocks"].clone();
+            let sum = ["free", "cached", "leased"].map(|state| blocks[state].as_u64().unwrap()).iter().sum::<u64>();
+            assert_eq!(blocks["total"], sum, "{name}: {blocks}");
+        }
+    }
+}
+
+/// Leased blocks and running and waiting sequences out of a worker's metrics.
+fn gauges(metrics: &str) -> Vec<(&str, f64)> {
+    let wanted = |line: &&str| {
+        !line.starts_with('#')
+            && (line.starts_with("pdserve_blocks{") && line.contains("state=\"leased\"")
+                || line.starts_with("pdserve_running")
+                || line.starts_with("pdserve_waiting"))
+    };
+    let found: Vec<_> = metrics.lines().filter(wanted).collect();
+    assert!(found.iter().any(|line| line.starts_with("pdserve_blocks{")), "no block gauge in {metrics:?}");
+    found.iter().filter_map(|line| line.rsplit_once(' ')).map(|(n, v)| (n, v.parse().unwrap())).collect()
+}
+
+/// A prompt of some hundred tokens, so that computing and pushing take a while.
+fn long_prompt(i: usize) -> String {
+    format!("Number {i}. {}", "How does a prefill instance hand its blocks over? ".repeat(20))
+}
+
+/// Kills `victim` once `watched` has blocks in `phase`, under 16 long prompts: all texts are right and nothing stays held. (F6, F7)
+async fn nothing_is_held_after(victim: &str, watched: &str, phase: &str) {
+    let args = ["--prefill", "2", "--decode", "2", "--max-num-batched-tokens", "2048", "--kv-transports", "tcp"];
+    let cluster = ProcessCluster::up(PDSERVE, &args);
+    let workers = Workers::of(&cluster).await;
+    workers.settle("").await;
+    let prompts: Vec<_> = (0..16).map(long_prompt).collect();
+    let asked = prompts.iter().map(|prompt| {
+        let client = cluster.client();
+        let body = long_request(prompt, 8);
+        async move { client.post("/v1/chat/completions", &body).await.text().to_owned() }
+    });
+    let killed = async {
+        workers.holds(watched, phase).await;
+        cluster.signal(victim, Signal::KILL);
+    };
+    let (texts, ()) = tokio::join!(futures::future::join_all(asked), killed);
+    workers.settle(victim).await;
+    let mut oracle = Oracle::load(&demo_model());
+    for (prompt, text) in prompts.iter().zip(texts) {
+        assert_eq!(text, long_answer(&mut oracle, prompt, 8), "{prompt}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f6_a_prefill_instance_killed_while_it_pushes_leaves_nothing_held() {
+    nothing_is_held_after("prefill-0", "prefill-0", "hand_over").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f7_a_decode_instance_killed_while_it_waits_for_kv_leaves_nothing_held() {
+    nothing_is_held_after("decode-0", "decode-0", "landing").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f8_clients_that_leave_at_any_moment_leave_nothing_held() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--max-num-batched-tokens", "2048", "--max-num-seqs", "8"]);
+    let workers = Workers::of(&cluster).await;
+    // From before the request is parsed to deep in decoding: spread evenly over the time that all of them take.
+    let leave = |i: usize| {
+        let client = cluster.client();
+        async move {
+            let asking = async {
+                let mut stream = client.stream("/v1/chat/completions", &long_request(&long_prompt(i), 400)).await;
+                while stream.next().await.is_some() {}
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(20 * i as u64), asking).await;
+        }
+    };
+    futures::future::join_all((0..100).map(leave)).await;
+    workers.settle("").await;
+    let mut oracle = Oracle::load(&demo_model());
+    let question = "What is decode?";
+    let reply = cluster.client().post("/v1/chat/completions", &long_request(question, 8)).await;
+    assert_eq!(reply.text(), long_answer(&mut oracle, question, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f16_a_frozen_scheduler_s_work_is_given_up_within_the_lease() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let workers = Workers::of(&cluster).await;
+    let client = cluster.client();
+    // Far more work than could end by itself before the lease does.
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        streams.push(client.stream("/v1/chat/completions", &long_request("What is decode?", 1500)).await);
+    }
+    workers.holds("decode-0", "decoding").await;
+    cluster.signal("scheduler", Signal::STOP);
+    workers.settle("").await;
+    let log = std::fs::read_to_string(cluster.log("decode-0")).unwrap();
+    assert!(log.contains("scheduler disconnected"), "it was given up, not finished: {log}");
+    // A frozen process cannot be asked to stop.
+    cluster.signal("scheduler", Signal::KILL);
 }

@@ -178,6 +178,15 @@ impl Site {
         Ok(Landed::Written)
     }
 
+    /// Lets the lease begin anew unless a piece has arrived: from then on only pieces do.
+    fn renew(&self, now: Instant) {
+        let mut arrival = self.arrival.lock();
+        self.expire(&mut arrival, now);
+        if arrival.outcome.is_none() && arrival.stats.pieces == 0 {
+            arrival.deadline = now + self.lease;
+        }
+    }
+
     /// Ends an arrival that is still going on, and says so to P.
     pub(crate) fn fail(&self, error: TransferError) {
         let mut arrival = self.arrival.lock();
@@ -269,6 +278,12 @@ impl Landing {
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }
+    }
+
+    /// The caller knows that P has only not begun yet (it may have a queue): the lease begins anew. Without effect once a piece has
+    /// arrived or the attempt is over.
+    pub fn renew(&self) {
+        self.site.renew(Instant::now());
     }
 
     /// Tells P that it may forget the attempt, and closes the door.

@@ -275,10 +275,8 @@ impl EngineThread {
 
     fn report(&mut self, stepped: &Stepped) {
         let queue = self.runner.stats();
-        let pool = self.shared.pool.stats();
         let metrics = &self.shared.metrics;
         metrics.set_sequences(queue.running as usize, queue.waiting as usize);
-        metrics.set_blocks(pool.free, pool.cached, pool.leased, pool.total);
         metrics.preempted(queue.preemptions - self.preemptions);
         self.preemptions = queue.preemptions;
         let mut report = self.shared.report.lock();

@@ -14,6 +14,7 @@ mod control;
 mod engine_thread;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod ledger;
 mod runner;
 mod running;
 mod server;

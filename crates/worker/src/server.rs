@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -23,7 +23,7 @@ use tonic::Status;
 use types::InstanceId;
 
 use crate::control::{Control, RoleService};
-use crate::{Config, EngineHandle, control};
+use crate::{Config, EngineHandle, control, ledger};
 
 /// A peer that answers no HTTP/2 ping for this long is gone, whatever its TCP connection says.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Door {
     secret: Option<ClusterSecret>,
     instance: InstanceId,
-    /// For anyone: health and metrics, nothing that changes anything.
+    /// For anyone: health, metrics and who holds blocks; nothing that changes anything.
     public: Router,
     /// For peers that have proven the secret, or for all when there is none (loopback only).
     trusted: Router,
@@ -60,10 +60,12 @@ impl Door {
         kv: Option<Router>,
     ) -> Self {
         let worker = WorkerServer::new(control.clone()).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
-        let (health, metrics) = (control.clone(), engine.clone());
+        let (health, metrics, pool) = (control.clone(), engine.clone(), engine.pool().clone());
+        let instance = config.instance.clone();
         let common = Router::new()
             .route("/health", get(move || std::future::ready(answer_health(&health))))
-            .route("/metrics", get(move || std::future::ready(answer_metrics(&metrics))));
+            .route("/metrics", get(move || std::future::ready(answer_metrics(&metrics))))
+            .route("/kv", get(move || std::future::ready(Json(ledger::report(&instance, &pool)))));
         Self {
             secret: config.secret.clone(),
             instance: config.instance.clone(),
@@ -107,7 +109,10 @@ fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResp
     }
 }
 
+/// Blocks are counted now: they are given back by dropping, which no step sees.
 fn answer_metrics(engine: &EngineHandle) -> impl IntoResponse + use<> {
+    let pool = engine.pool().stats();
+    engine.metrics().set_blocks(pool.free, pool.cached, pool.leased, pool.total);
     ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.metrics().render())
 }
 

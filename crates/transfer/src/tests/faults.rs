@@ -150,6 +150,28 @@ async fn a_lease_is_extended_by_progress_and_then_runs_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_may_be_renewed_until_the_first_piece_and_no_longer() {
+    let pair = pair(TransportKind::Inproc).await;
+    let landing = pair.open(&key("r", 0), 0..64, &pair.d.blocks(&key("r", 0), 64, Phase::Landing));
+    let mut raw = Raw::welcome(&pair, TransportKind::Inproc).await;
+    let renew = async |times| {
+        for _ in 0..times {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            landing.renew();
+        }
+    };
+    renew(10).await;
+    let (piece, payload) = raw.piece(&landing, 0, KvSpan { layer: 0, heads: 0..4, tokens: 0..64 });
+    assert_eq!(raw.piece_answer(&piece, &payload).await, Ok(0), "40 s of P's queue cost nothing");
+    renew(2).await;
+    let started = Instant::now();
+    assert!(matches!(landing.landed().await, Err(TransferError::Lease { .. })));
+    assert_eq!(started.elapsed().as_secs(), 2, "10 s after the piece");
+    landing.renew();
+    assert!(matches!(landing.landed().await, Err(TransferError::Lease { .. })), "what is over stays over");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_nobody_waits_for_closes_the_door_too() {
     let pair = pair(TransportKind::Inproc).await;
     let landing = pair.open(&key("r", 0), 0..64, &pair.d.blocks(&key("r", 0), 64, Phase::Landing));
