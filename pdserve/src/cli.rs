@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{parent, up};
+use crate::{bench, parent, up};
 
 /// Prefill/decode disaggregated LLM serving: one binary, every role.
 ///
@@ -28,6 +28,8 @@ enum Command {
     DecodeWorker(decode_worker::Args),
     /// Write, merge, check and show rank tables
     Ranktable(ranktable_tool::Args),
+    /// Measure this build on this machine
+    Bench(bench::Args),
 }
 
 /// Runs what the command line asks for; the exit code is 0 only if it ended as asked.
@@ -52,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::PrefillWorker(args) => runtime()?.block_on(prefill_worker::run(args)),
         Command::DecodeWorker(args) => runtime()?.block_on(decode_worker::run(args)),
         Command::Ranktable(args) => ranktable_tool::run(args),
+        Command::Bench(args) => runtime()?.block_on(bench::run(args)),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `pdserve` without a command means `up` with the demo model that is embedded in the binary.
 
+mod bench;
 mod cli;
 mod demo;
 mod parent;
