@@ -121,7 +121,8 @@ impl Answer {
     /// Takes the next token. `None`: it was taken before, or came after the end.
     pub(crate) fn take(&mut self, token: &SampledToken, sampling: &SamplingParams) -> Result<Option<Piece>, Gap> {
         let expected = self.tokens.len() as u32;
-        if token.position > expected {
+        // After a stop string the worker goes on until it hears of it.
+        if token.position > expected && !self.is_finished() {
             return Err(Gap { expected, found: token.position });
         }
         self.ended_by_worker |= token.finish.is_some();

@@ -46,6 +46,44 @@ async fn both_choices_go_on_after_a_death() {
     assert_eq!(cluster.worker("decode-1").count("generate"), 2, "each choice by itself");
 }
 
+/// What a client sees of a request with everything that could be lost on the way: the choices and the usage, and the streamed texts.
+async fn seen_whole(cluster: &Cluster, stop: Option<&str>) -> (Value, Value, Vec<String>) {
+    let mut body = json!({
+        "prompt": "é", "max_tokens": 40, "n": 2, "temperature": 1, "seed": 7, "logprobs": 2,
+        "presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.5, "stop": stop,
+    });
+    let answer = post(cluster.address(), "/v1/completions", body.clone()).await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    let whole = answer.json();
+    body["stream"] = json!(true);
+    let events = stream(cluster.address(), "/v1/completions", body).await.events().await;
+    assert_eq!(events.last().unwrap(), "[DONE]", "{stop:?}");
+    let mut texts = vec![String::new(); 2];
+    for chunk in events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok()) {
+        for choice in chunk["choices"].as_array().unwrap() {
+            texts[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
+        }
+    }
+    (whole["choices"].clone(), whole["usage"].clone(), texts)
+}
+
+/// F3 and F4: inside characters, inside the stop string, with everything that a sampler keeps.
+#[tokio::test]
+async fn a_death_at_every_token_of_wide_characters_and_stop_strings_changes_nothing() {
+    for stop in [None, Some("Over!")] {
+        let undisturbed = seen_whole(&Cluster::start(1, 2, |_| {}).await, stop).await;
+        let texts = &undisturbed.2;
+        assert!(texts[0].starts_with("aé🎉 b€ — ü. ") && texts[1].starts_with("€ — ü. "), "{texts:?}");
+        assert_eq!(texts[0].contains("Over"), stop.is_none(), "{texts:?}");
+        // Two choices: a death after each second token is one at each position.
+        for k in (0..=48).step_by(2) {
+            let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(k))).await;
+            assert_eq!(seen_whole(&cluster, stop).await, undisturbed, "k = {k}, stop {stop:?}");
+            assert!(cluster.worker("decode-0").is_down(), "k = {k}: it was used");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_prefill_worker_that_dies_before_the_first_token_is_replaced() {
     let cluster = Cluster::start(2, 1, only("prefill-0", |fake| fake.dies_after = Some(0))).await;

@@ -143,8 +143,16 @@ impl Drop for FakeWorker {
     }
 }
 
-/// What every worker answers after `prompt` and `output`: a letter or a space.
+/// What every worker answers, over and over, to a prompt that begins with `é`: characters of one to four bytes, a token each byte.
+pub(crate) const WIDE_TEXT: &str = "aé🎉 b€ — ü. Over! ";
+
+/// What every worker answers after `prompt` and `output`: a letter or a space, or the next byte of [`WIDE_TEXT`].
 pub(crate) fn next_token(prompt: &[TokenId], output: &[TokenId], choice: u32) -> TokenId {
+    if is_wide(prompt) {
+        // The second choice begins elsewhere.
+        let start = if choice == 0 { 0 } else { "aé🎉 b".len() };
+        return TokenId::from(WIDE_TEXT.as_bytes()[(start + output.len()) % WIDE_TEXT.len()]);
+    }
     let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ u64::from(choice);
     for &token in prompt.iter().chain(output) {
         hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
@@ -368,6 +376,19 @@ impl Inner {
     }
 }
 
+fn is_wide(prompt: &[TokenId]) -> bool {
+    prompt.starts_with(&super::ids("é"))
+}
+
+/// Says everything that a sampler looks at: a resumed attempt that lost some of it gives other numbers.
+fn telling_logprob(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) -> f32 {
+    let record = &spec.sampling;
+    let penalties = (record.presence_penalty, record.frequency_penalty, record.repetition_penalty);
+    let seen = format!("{:?}", (record.temperature, record.seed, penalties, record.logprobs, output, choice));
+    let hash = seen.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte));
+    -((hash % 1000) as f32) / 100.0
+}
+
 fn sample(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) -> SampledToken {
     let id = next_token(&spec.prompt, output, choice);
     let position = output.len() as u32;
@@ -376,5 +397,6 @@ fn sample(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) -> Sample
     } else {
         (position + 1 >= spec.sampling.max_tokens).then_some(FinishReason::Length)
     };
-    SampledToken { choice, id, position, logprob: -0.5, top: vec![(id, -0.5)], finish }
+    let logprob = if is_wide(&spec.prompt) { telling_logprob(spec, output, choice) } else { -0.5 };
+    SampledToken { choice, id, position, logprob, top: vec![(id, logprob)], finish }
 }
