@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, parent, up};
+use crate::{bench, kv, parent, up};
 
 /// Prefill/decode disaggregated LLM serving: one binary, every role.
 ///
@@ -26,6 +26,8 @@ enum Command {
     PrefillWorker(prefill_worker::Args),
     /// An instance that receives KV blocks and streams tokens
     DecodeWorker(decode_worker::Args),
+    /// Show who holds KV blocks on every instance of a running cluster
+    Kv(kv::Args),
     /// Write, merge, check and show rank tables
     Ranktable(ranktable_tool::Args),
     /// Measure this build on this machine
@@ -53,6 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Scheduler(args) => runtime()?.block_on(scheduler::run(args)),
         Command::PrefillWorker(args) => runtime()?.block_on(prefill_worker::run(args)),
         Command::DecodeWorker(args) => runtime()?.block_on(decode_worker::run(args)),
+        Command::Kv(args) => runtime()?.block_on(kv::run(args)),
         Command::Ranktable(args) => ranktable_tool::run(args),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
     }

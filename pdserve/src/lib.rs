@@ -5,6 +5,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod kv;
 mod parent;
 mod up;
 

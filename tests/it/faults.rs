@@ -201,6 +201,10 @@ async fn f8_clients_that_leave_at_any_moment_leave_nothing_held() {
     futures::future::join_all((0..100).map(leave)).await;
     workers.settle("").await;
     let mut oracle = Oracle::load(&demo_model());
+    let shown = std::process::Command::new(PDSERVE).args(["kv", "--url", &cluster.url]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let idle = |name: &str| shown.lines().any(|line| line.starts_with(name) && line.contains("leased 0"));
+    assert!(shown.lines().count() == 2 && idle("prefill-0") && idle("decode-0"), "{shown}");
     let question = "What is decode?";
     let reply = cluster.client().post("/v1/chat/completions", &long_request(question, 8)).await;
     assert_eq!(reply.text(), long_answer(&mut oracle, question, 8));
