@@ -1,6 +1,7 @@
 //! How an instance's memory is divided.
 
 use std::fmt;
+use std::path::Path;
 
 use crate::{EngineConfig, Error};
 
@@ -78,10 +79,22 @@ fn previous_power_of_two(number: u32) -> u32 {
     number.checked_ilog2().map_or(0, |exponent| 1 << exponent)
 }
 
-/// What the system says new work may take; half a gibibyte if it does not say.
+/// What the system and, in a container, its memory limit leave for new work; half a gibibyte if the system does not say.
 pub(crate) fn available_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    available_in(&text).unwrap_or(512 << 20)
+    let machine = available_in(&text).unwrap_or(512 << 20);
+    container_left(Path::new("/sys/fs/cgroup")).map_or(machine, |left| machine.min(left))
+}
+
+/// What a cgroup's memory limit (version 2, as a container sees its own) leaves; `None` without a limit. File pages that nobody
+/// uses any more count as free: the kernel drops them first.
+fn container_left(cgroup: &Path) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(cgroup.join(name)).ok();
+    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
+    let used: u64 = read("memory.current")?.trim().parse().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok()).unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(idle)))
 }
 
 fn available_in(meminfo: &str) -> Option<u64> {
@@ -135,5 +148,21 @@ mod tests {
     fn prints_what_was_decided() {
         let plan = MemoryPlan { weights_bytes: 3 << 20, kv_bytes: 1 << 20, blocks: 64, block_size: 16 };
         assert_eq!(plan.to_string(), "weights 3.0 MiB mapped, KV 1.0 MiB = 64 blocks of 16 tokens (1024 tokens)");
+    }
+
+    #[test]
+    fn a_container_s_limit_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(container_left(dir.path()), None, "no cgroup");
+        write("memory.max", "max\n");
+        write("memory.current", "300\n");
+        assert_eq!(container_left(dir.path()), None, "no limit");
+        write("memory.max", "1000\n");
+        assert_eq!(container_left(dir.path()), Some(700));
+        write("memory.stat", "anon 100\ninactive_file 200\n");
+        assert_eq!(container_left(dir.path()), Some(900));
+        write("memory.current", "5000\n");
+        assert_eq!(container_left(dir.path()), Some(0), "over the limit");
     }
 }

@@ -94,9 +94,9 @@ impl Plan {
     /// What a new user needs next: where to talk to and a line that works.
     pub(super) fn welcome(&self, took: Duration) -> String {
         let url = format!("http://{}", self.scheduler_address());
-        let question = if self.is_demo { "What is prefill/decode disaggregation?" } else { "Hello!" };
+        let question = if self.is_demo { "What is PD separation?" } else { "Hello!" };
         format!(
-            "\npdserve is ready after {:.1} s: {}\n\n  URL    {url}/v1\n  model  {}\n  try    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n           -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'\n\n\
+            "\npdserve is ready after {:.1} s: {}\n\n  URL    {url}/v1\n  model  {}\n  try    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n           -d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'\n\n\
              Add \"stream\": true to see tokens as they come. State: {url}/ready  Metrics: {url}/metrics\nCtrl-C drains and ends all of it.\n",
             took.as_secs_f64(),
             self.shape,
