@@ -1,4 +1,5 @@
 //! All integration tests, one binary: a module says what belongs in it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 /// `deploy/` and `docs/` against the binaries: flags, variables, commands, the start script.
 mod deploy_flags;
