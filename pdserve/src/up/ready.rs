@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
@@ -16,7 +17,7 @@ const POLL: Duration = Duration::from_millis(40);
 const SAY_EVERY: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 
-/// Returns when `/ready` answers 200, or with an error as soon as a process ends.
+/// Returns when every instance is ready, or with an error as soon as a process ends.
 pub(super) async fn wait(plan: &Plan, cluster: &mut Cluster<'_>) -> anyhow::Result<()> {
     tokio::select! {
         error = cluster.first_exit() => Err(error),
@@ -40,27 +41,46 @@ async fn poll_until_ready(plan: &Plan) {
     }
 }
 
-/// `None` when ready, else what the scheduler says is missing.
+/// `None` when all are ready, else what the scheduler says is missing.
 async fn ask(plan: &Plan) -> anyhow::Result<Option<String>> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let uri = format!("http://{}/ready", plan.scheduler_address()).parse()?;
     let answer = client.get(uri).await?;
-    if answer.status().is_success() {
-        return Ok(None);
-    }
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
-    let state: serde_json::Value = serde_json::from_slice(&body)?;
-    Ok(Some(describe(&state)))
+    Ok(missing(&serde_json::from_slice(&body)?))
 }
 
-/// Picks the instances that are not ready out of `/ready`'s JSON.
-fn describe(state: &serde_json::Value) -> String {
-    let instances = state["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let missing = instances.iter().filter(|instance| instance["ready"] != true).map(|instance| {
+/// Picks the instances that are not ready out of `/ready`'s JSON. The scheduler serves as soon as some are; `up` waits for all.
+fn missing(report: &Value) -> Option<String> {
+    let instances = report["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let missing = instances.iter().filter(|instance| instance["state"] != "ready").map(|instance| {
         let text = |key: &str| instance[key].as_str().unwrap_or("?").to_owned();
         format!("{} at {} ({})", text("instance"), text("address"), text("reason"))
     });
     let missing: Vec<_> = missing.collect();
-    if missing.is_empty() { "a first prompt to go through".to_owned() } else { missing.join(", ") }
+    match missing.is_empty() {
+        true if report["ready"] == true => None,
+        true => Some("a first prompt to go through".to_owned()),
+        false => Some(missing.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(report: Value, expected: Option<&str>) {
+        assert_eq!(missing(&report).as_deref(), expected, "{report}");
+    }
+
+    #[test]
+    fn every_instance_is_awaited_by_name_and_address() {
+        let ready = json!({"instance": "prefill-0", "address": "127.0.0.1:1", "state": "ready"});
+        let absent = json!({"instance": "decode-0", "address": "127.0.0.1:2", "state": "absent", "reason": "refused"});
+        check(json!({"ready": true, "instances": [ready]}), None);
+        check(json!({"ready": false, "instances": [ready]}), Some("a first prompt to go through"));
+        check(json!({"ready": true, "instances": [ready, absent]}), Some("decode-0 at 127.0.0.1:2 (refused)"));
+    }
 }

@@ -26,8 +26,8 @@ impl Api {
 }
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>pdserve API</title>\
-<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}\
-td,th{border-bottom:1px solid #ddd;padding:.25rem .5rem;text-align:left;vertical-align:top}code{font-size:13px;word-break:break-word}</style>\
+<style>body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}\
+td,th{border-bottom:1px solid #ddd;padding:.25rem .5rem;text-align:left;vertical-align:top}code{font-size:13px;overflow-wrap:anywhere}td:first-child code{overflow-wrap:normal;white-space:nowrap}</style>\
 <h1>pdserve API</h1><p>The same for programs: <a href=/openapi.json>/openapi.json</a></p>";
 
 /// One heading per path, and a table of fields where there is a body.
