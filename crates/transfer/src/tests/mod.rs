@@ -8,4 +8,3 @@ mod harness;
 mod matrix;
 mod raw;
 mod secret;
-mod speed;
