@@ -5,6 +5,7 @@
 mod faults;
 mod forged;
 mod harness;
+mod leases;
 mod matrix;
 mod raw;
 mod secret;
