@@ -118,7 +118,11 @@ mod tests {
         let path = |name| directory.path().join(name);
         let sources = Sources { hccn_tool: path("hccn_tool"), hccn_conf: path("hccn.conf") };
         if let Some(script) = tool {
-            fs::write(&sources.hccn_tool, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::write(path("script"), format!("#!/bin/sh\n{script}\n")).unwrap();
+            // Copied by another process: a file that this one has open for writing, even in a child forked by another test this
+            // instant, could not be run ("text file busy").
+            let copied = Command::new("cp").arg(path("script")).arg(&sources.hccn_tool).status().unwrap();
+            assert!(copied.success());
             fs::set_permissions(&sources.hccn_tool, fs::Permissions::from_mode(0o755)).unwrap();
         }
         if let Some(text) = conf {

@@ -182,7 +182,10 @@ fn start(role: &str, tables: bool) -> (bool, String) {
     let path = |name| directory.path().join(name);
     fs::copy(root().join("deploy/start_servers.sh"), path("start_servers.sh")).unwrap();
     let stub = format!("#!/bin/sh\n[ \"$1 $2\" = 'ranktable role' ] && echo {role} && exit\nprintf '<%s>' \"$@\"\n");
-    fs::write(path("pdserve"), stub).unwrap();
+    fs::write(path("stub"), stub).unwrap();
+    // Copied by another process: a file that this one has open for writing, even in a child forked by another test this instant,
+    // could not be run ("text file busy").
+    assert!(Process::new("cp").arg(path("stub")).arg(path("pdserve")).status().unwrap().success());
     fs::set_permissions(path("pdserve"), fs::Permissions::from_mode(0o755)).unwrap();
     let mut script = Process::new("sh");
     script.arg(path("start_servers.sh")).args(["--port=1", "a b"]);
