@@ -1,7 +1,13 @@
 //! Wire <-> types. What comes from the wire is bounded here; inner code never sees a wire type of the control plane's nouns.
 
+use std::sync::Arc;
+
+use types::{
+    FinishReason, GenerateSpec, Grammar, Limits, ModelIdentity, RequestId, RequestKey, SampledToken, SamplingParams,
+};
+
 use crate::control as wire;
-use types::{FinishReason, GenerateSpec, Limits, ModelIdentity, RequestId, RequestKey, SampledToken, SamplingParams};
+use crate::control::grammar::Kind;
 
 /// A message that a peer of our own version cannot have sent.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -41,13 +47,16 @@ impl From<&SamplingParams> for wire::Sampling {
             min_tokens: p.min_tokens,
             max_tokens: p.max_tokens,
             logprobs: p.logprobs,
+            grammar: p.grammar.as_ref().map(Into::into),
         }
     }
 }
 
-impl From<wire::Sampling> for SamplingParams {
-    fn from(p: wire::Sampling) -> Self {
-        SamplingParams {
+impl TryFrom<wire::Sampling> for SamplingParams {
+    type Error = WireError;
+
+    fn try_from(p: wire::Sampling) -> Result<Self, WireError> {
+        Ok(SamplingParams {
             temperature: p.temperature,
             top_p: p.top_p,
             top_k: p.top_k,
@@ -62,7 +71,37 @@ impl From<wire::Sampling> for SamplingParams {
             min_tokens: p.min_tokens,
             max_tokens: p.max_tokens,
             logprobs: p.logprobs,
-        }
+            grammar: p.grammar.map(Grammar::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<&Grammar> for wire::Grammar {
+    fn from(grammar: &Grammar) -> Self {
+        let kind = match grammar {
+            Grammar::JsonObject => Kind::JsonObject(wire::grammar::JsonObject {}),
+            Grammar::JsonSchema(schema) => Kind::JsonSchema(schema.to_string()),
+            Grammar::Regex(regex) => Kind::Regex(regex.to_string()),
+            Grammar::Choice(texts) => {
+                Kind::Choice(wire::grammar::Choice { texts: texts.iter().map(ToString::to_string).collect() })
+            }
+            Grammar::Lark(lark) => Kind::Lark(lark.to_string()),
+        };
+        wire::Grammar { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::Grammar> for Grammar {
+    type Error = WireError;
+
+    fn try_from(grammar: wire::Grammar) -> Result<Self, WireError> {
+        Ok(match grammar.kind.ok_or(WireError::Missing("spec.sampling.grammar.kind"))? {
+            Kind::JsonObject(_) => Grammar::JsonObject,
+            Kind::JsonSchema(schema) => Grammar::JsonSchema(schema.into()),
+            Kind::Regex(regex) => Grammar::Regex(regex.into()),
+            Kind::Choice(choice) => Grammar::Choice(choice.texts.into_iter().map(Arc::from).collect()),
+            Kind::Lark(lark) => Grammar::Lark(lark.into()),
+        })
     }
 }
 
@@ -103,7 +142,7 @@ pub fn generate_spec(spec: Option<wire::Spec>) -> Result<GenerateSpec, WireError
         prompt: spec.prompt.into(),
         output: spec.output,
         choices: spec.first_choice..end,
-        sampling: sampling.into(),
+        sampling: sampling.try_into()?,
         cache_salt: spec.cache_salt.to_vec(),
     })
 }
@@ -229,6 +268,18 @@ mod tests {
     #[test]
     fn a_spec_survives_the_wire() {
         assert_eq!(generate_spec(Some((&spec()).into())), Ok(spec()));
+    }
+
+    #[test]
+    fn every_grammar_survives_the_wire_and_an_unknown_one_is_refused() {
+        let choice = Grammar::Choice([Arc::from("a"), Arc::from("b")].into());
+        let texts = [Grammar::JsonSchema("{}".into()), Grammar::Regex("a*".into()), Grammar::Lark("start: /a/".into())];
+        for grammar in [Grammar::JsonObject, choice].into_iter().chain(texts) {
+            assert_eq!(Grammar::try_from(wire::Grammar::from(&grammar)), Ok(grammar));
+        }
+        let mut wire: wire::Spec = (&spec()).into();
+        wire.sampling.as_mut().unwrap().grammar = Some(wire::Grammar { kind: None });
+        assert_eq!(generate_spec(Some(wire)), Err(WireError::Missing("spec.sampling.grammar.kind")));
     }
 
     #[test]

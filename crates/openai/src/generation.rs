@@ -181,6 +181,7 @@ fn read_sampling(fields: &Fields<'_>, bounds: &Bounds) -> Result<SamplingParams,
         ignore_eos: fields.bool("ignore_eos").unwrap_or(false),
         min_tokens: fields.count("min_tokens").unwrap_or(0),
         logprobs: None,
+        grammar: None,
         seed: 0,
         max_tokens: 0,
     })

@@ -9,5 +9,5 @@ mod stage;
 
 pub use identity::{Limits, Mismatch, ModelIdentity};
 pub use ids::{Epoch, InstanceId, RequestId, RequestKey, Role, TokenId};
-pub use sampling::{FinishReason, GenerateSpec, SampledToken, SamplingParams};
+pub use sampling::{FinishReason, GenerateSpec, Grammar, SampledToken, SamplingParams};
 pub use stage::Stage;

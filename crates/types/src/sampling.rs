@@ -28,6 +28,23 @@ pub struct SamplingParams {
     pub max_tokens: u32,
     /// Report the sampled token's logprob and this many alternatives.
     pub logprobs: Option<u32>,
+    /// The whole output, from position 0 on, must belong to this language.
+    pub grammar: Option<Grammar>,
+}
+
+/// A language that output is held to. The texts are the client's, checked and bounded where they came in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that this JSON schema accepts.
+    JsonSchema(Arc<str>),
+    /// A text that this regular expression matches as a whole.
+    Regex(Arc<str>),
+    /// One of these texts.
+    Choice(Arc<[Arc<str>]>),
+    /// A context-free grammar in the Lark notation, with `start` as its first rule.
+    Lark(Arc<str>),
 }
 
 impl Default for SamplingParams {
@@ -48,6 +65,7 @@ impl Default for SamplingParams {
             min_tokens: 0,
             max_tokens: 16,
             logprobs: None,
+            grammar: None,
         }
     }
 }

@@ -331,6 +331,7 @@ fn values_reach_the_sampler() {
         min_tokens: 2,
         max_tokens: 50,
         logprobs: Some(4),
+        grammar: None,
     };
     assert_eq!(resolved(Completions, body), Ok(expected));
 }
