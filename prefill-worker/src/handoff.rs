@@ -65,6 +65,12 @@ impl KvWatcher for HandOff {
             outgoing.layer_ready(layer, heads, tokens);
         }
     }
+
+    fn computed(&self) {
+        if let Some(outgoing) = self.outgoing.lock().as_ref() {
+            outgoing.computed();
+        }
+    }
 }
 
 /// How the scheduler is told of a failed hand-over.

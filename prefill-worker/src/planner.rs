@@ -1,42 +1,87 @@
-//! Who runs next on P: prompts that have begun, then those that the prefix cache makes cheap, until the token budget is full.
+//! Who runs next on P: prompts that have begun, then those that the prefix cache makes cheap, until the token budget is full. A part
+//! of the budget is kept for prompts that end in this very step, so that a long one does not make short ones wait for all its chunks.
 //!
 //! Invariant: nobody is passed over more than [`PATIENCE`] times, and nothing is ever preempted, since a prompt gets all its
 //! blocks before it begins.
 
-use worker::{Plan, Planner, QueueView, SeqView};
+use worker::{Plan, Planner, QueueView, SeqId, SeqView};
 
 /// Admissions that a waiting prompt yields to cheaper ones before it goes first: enough to use a warm prefix while it is warm,
 /// few enough to add only some prompts' time to anyone's wait.
 const PATIENCE: u32 = 8;
 
+/// One part in this many of the budget is for prompts that end in this step: little for the long prompt beside them, which takes
+/// what they leave.
+const QUICK_SHARE: u32 = 4;
+
 /// See the module's head.
 pub struct PrefillPlanner;
 
+/// A prompt that could go on, or begin, in this step.
+struct Candidate {
+    id: SeqId,
+    rest: u32,
+    waits: bool,
+    /// Out of patience: nobody may overtake it.
+    next: bool,
+    chunk: u32,
+}
+
 impl Planner for PrefillPlanner {
     fn plan(&mut self, view: &QueueView<'_>) -> Plan {
+        let mut candidates = candidates(view);
+        let quick = give_quick(&mut candidates, view.token_budget / QUICK_SHARE);
+        give_in_order(&mut candidates, view.token_budget - quick);
         let mut plan = Plan::default();
-        let mut tokens = view.token_budget;
-        for seq in view.running {
-            let chunk = seq.pending.min(tokens);
-            tokens -= chunk;
-            plan.rows.push((seq.id, chunk));
-        }
-        let mut slots = view.slots_total.saturating_sub(view.slots_used());
-        let mut blocks = view.blocks_available;
-        for seq in by_preference(view.waiting) {
-            // Who is next waits for its blocks; going round it would starve long prompts.
-            if tokens == 0 || slots == 0 || seq.blocks_missing > blocks {
-                break;
+        for candidate in candidates.iter().filter(|candidate| candidate.chunk > 0) {
+            if candidate.waits {
+                plan.admit.push(candidate.id);
             }
-            let chunk = seq.pending.saturating_sub(seq.cached).max(1).min(tokens);
-            tokens -= chunk;
-            slots -= 1;
-            blocks -= seq.blocks_missing;
-            plan.admit.push(seq.id);
-            plan.rows.push((seq.id, chunk));
+            plan.rows.push((candidate.id, candidate.chunk));
         }
-        plan.rows.retain(|(_, chunk)| *chunk > 0);
         plan
+    }
+}
+
+/// Who runs, then who waits as far as there are slots and blocks.
+fn candidates(view: &QueueView<'_>) -> Vec<Candidate> {
+    let running =
+        view.running.iter().map(|seq| Candidate { id: seq.id, rest: seq.pending, waits: false, next: false, chunk: 0 });
+    let mut candidates: Vec<_> = running.collect();
+    let mut slots = view.slots_total.saturating_sub(view.slots_used());
+    let mut blocks = view.blocks_available;
+    for seq in by_preference(view.waiting) {
+        // Who is next waits for its blocks; going round it would starve long prompts.
+        if slots == 0 || seq.blocks_missing > blocks {
+            break;
+        }
+        slots -= 1;
+        blocks -= seq.blocks_missing;
+        let (rest, next) = (seq.pending.saturating_sub(seq.cached).max(1), seq.passed_over >= PATIENCE);
+        candidates.push(Candidate { id: seq.id, rest, waits: true, next, chunk: 0 });
+    }
+    candidates
+}
+
+/// Gives whole prompts their tokens out of `share`; returns how many.
+fn give_quick(candidates: &mut [Candidate], share: u32) -> u32 {
+    let mut left = share;
+    for candidate in candidates {
+        if candidate.rest <= left {
+            candidate.chunk = candidate.rest;
+            left -= candidate.rest;
+        } else if candidate.next {
+            break;
+        }
+    }
+    share - left
+}
+
+/// Gives `tokens` to those who have none yet, earlier ones first.
+fn give_in_order(candidates: &mut [Candidate], mut tokens: u32) {
+    for candidate in candidates.iter_mut().filter(|candidate| candidate.chunk == 0) {
+        candidate.chunk = candidate.rest.min(tokens);
+        tokens -= candidate.chunk;
     }
 }
 

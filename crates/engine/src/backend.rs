@@ -5,7 +5,7 @@
 //! `[token][head][head_dim]`. A model is a fixed sequence of these calls, so a device can record it once and replay it.
 
 use crate::Error;
-use crate::plan::StepPlan;
+use crate::plan::{PlanRow, StepPlan};
 use crate::weights::Matrix;
 
 pub(crate) trait Backend {
@@ -25,14 +25,16 @@ pub(crate) trait Backend {
     fn project_heads(&mut self, weights: &Heads<Self>);
     /// Rotates `q` and `k` and writes `k` and `v` into the KV of `layer`.
     fn rope_and_store(&mut self, plan: &StepPlan, layer: usize);
-    /// `a` = attention of `q` over the KV of `layer`, that of the new tokens included.
-    fn attend(&mut self, plan: &StepPlan, layer: usize);
+    /// From here to the end of the step only the plan's sampled tokens are computed: `h` and `q` keep those, in the plan's order.
+    fn keep_sampled(&mut self, plan: &StepPlan);
+    /// `a` = attention of the `q` of `rows`, which are the plan's, over the KV of `layer`, that of the new tokens included.
+    fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize);
     /// `h += sum over ranks of a * w^T`, plus the bias.
     fn add_attended(&mut self, output: &Linear<Self>);
     /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases.
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>);
-    /// Products of the normed `h` of the plan's sampled tokens with this rank's rows of `head`.
-    fn logits(&mut self, plan: &StepPlan, norm: &Self::Vector, head: &Self::Matrix);
+    /// Products of the normed `h` with this rank's rows of `head`.
+    fn logits(&mut self, norm: &Self::Vector, head: &Self::Matrix);
 }
 
 /// A matrix with an optional bias.

@@ -7,7 +7,7 @@ use kernels::{AttentionShape, Isa, KvArena, KvHalf, Pool, Segments};
 use crate::Error;
 use crate::backend::{Backend, GatedMlp, Heads, Linear};
 use crate::models::ModelConfig;
-use crate::plan::StepPlan;
+use crate::plan::{PlanRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 
@@ -163,7 +163,7 @@ impl Backend for Cpu {
         for row in &plan.rows {
             for token in 0..row.count {
                 let position = row.start + token;
-                let (block, slot) = (row.blocks[position / block_size] as usize, position % block_size);
+                let (block, slot) = (plan.blocks(row)[position / block_size] as usize, position % block_size);
                 let at = (row.first + token) * width;
                 stored.store(KvHalf::Keys, block, slot, &k[at..at + width]);
                 stored.store(KvHalf::Values, block, slot, &v[at..at + width]);
@@ -171,10 +171,21 @@ impl Backend for Cpu {
         }
     }
 
-    fn attend(&mut self, plan: &StepPlan, layer: usize) {
+    fn keep_sampled(&mut self, plan: &StepPlan) {
+        let Values { h, q, .. } = &mut self.values;
+        for (values, width) in [(h, self.hidden), (q, self.shape.heads * self.shape.head_dim)] {
+            // Sampled tokens are in ascending order, so none is overwritten before it has moved.
+            for (to, from) in plan.sampled.iter().enumerate() {
+                values.copy_within(from * width..(from + 1) * width, to * width);
+            }
+            values.truncate(plan.sampled.len() * width);
+        }
+    }
+
+    fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize) {
         let Values { q, a, .. } = &mut self.values;
         a.resize(q.len(), 0.0);
-        let rows: Vec<_> = plan.rows.iter().map(|row| row.attention()).collect();
+        let rows: Vec<_> = rows.iter().map(|row| plan.attention(row)).collect();
         kernels::attention(self.isa, &self.pool, &self.shape, &rows, &self.arena.read(layer), q, a);
     }
 
@@ -193,14 +204,10 @@ impl Backend for Cpu {
         self.add_delta(mlp.down.bias.as_ref());
     }
 
-    fn logits(&mut self, plan: &StepPlan, norm: &Vec<f32>, head: &Matrix) {
-        let Values { h, n, logits, .. } = &mut self.values;
-        n.resize(plan.sampled.len() * self.hidden, 0.0);
-        for (out, token) in n.chunks_exact_mut(self.hidden).zip(&plan.sampled) {
-            out.copy_from_slice(&h[token * self.hidden..][..self.hidden]);
-        }
-        kernels::rms_norm(self.isa, &self.pool, norm, self.eps, n);
-        logits.resize(plan.sampled.len() * head.rows(), 0.0);
+    fn logits(&mut self, norm: &Vec<f32>, head: &Matrix) {
+        self.norm(norm);
+        let Values { n, logits, .. } = &mut self.values;
+        logits.resize(n.len() / self.hidden * head.rows(), 0.0);
         kernels::matmul(self.isa, &self.pool, n, &head.view(), &Segments::whole(self.hidden), None, logits);
     }
 }

@@ -1,5 +1,7 @@
 //! A batch, checked and laid out for the backends: what every rank reads during a step.
 
+use std::ops::Range;
+
 use kernels::AttentionRow;
 use types::TokenId;
 
@@ -10,6 +12,10 @@ use crate::{Batch, Error};
 pub(crate) struct StepPlan {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) rows: Vec<PlanRow>,
+    /// The sampled tokens as rows of one token each, counted from 0: what is left to compute once the last layer's KV is written.
+    pub(crate) ends: Vec<PlanRow>,
+    /// Blocks of all rows.
+    blocks: Vec<u32>,
     /// `[token][head_dim / 2]`
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
@@ -23,13 +29,8 @@ pub(crate) struct PlanRow {
     pub(crate) first: usize,
     pub(crate) count: usize,
     pub(crate) start: usize,
-    pub(crate) blocks: Vec<u32>,
-}
-
-impl PlanRow {
-    pub(crate) fn attention(&self) -> AttentionRow<'_> {
-        AttentionRow { first: self.first, count: self.count, start: self.start, blocks: &self.blocks }
-    }
+    /// Where its blocks stand among those of all rows.
+    blocks: Range<usize>,
 }
 
 /// What a batch must keep to.
@@ -55,13 +56,28 @@ impl StepPlan {
             for position in start..start + count {
                 plan.push_angles(position, inverse_frequencies);
             }
+            let held = row.blocks.iter().take((start + count).div_ceil(bounds.block_size));
+            let before = plan.blocks.len();
+            plan.blocks.extend(held.map(|block| block.0));
+            let blocks = before..plan.blocks.len();
             if !row.samples.is_empty() {
-                plan.sampled.push(first + count - 1);
+                let (first, start) = (plan.sampled.len(), start + count - 1);
+                plan.ends.push(PlanRow { first, count: 1, start, blocks: blocks.clone() });
+                plan.sampled.push(plan.tokens.len() - 1);
             }
-            let blocks = row.blocks.iter().take((start + count).div_ceil(bounds.block_size));
-            plan.rows.push(PlanRow { first, count, start, blocks: blocks.map(|block| block.0).collect() });
+            plan.rows.push(PlanRow { first, count, start, blocks });
         }
         Ok(plan)
+    }
+
+    /// The blocks of one of this plan's rows.
+    pub(crate) fn blocks(&self, row: &PlanRow) -> &[u32] {
+        &self.blocks[row.blocks.clone()]
+    }
+
+    /// One of this plan's rows as the attention kernel takes it.
+    pub(crate) fn attention(&self, row: &PlanRow) -> AttentionRow<'_> {
+        AttentionRow { first: row.first, count: row.count, start: row.start, blocks: self.blocks(row) }
     }
 
     /// In f32 up to the angle, as the models were trained.

@@ -65,7 +65,7 @@ pub struct TransferStats {
     pub retried_pieces: u32,
     /// Full blocks (of P) that D already had.
     pub blocks_skipped: u32,
-    /// From the call of `finish` to D's commit.
+    /// From [`Outgoing::computed`] to D's commit; zero if the commit came first.
     pub exposed: Duration,
 }
 
@@ -150,6 +150,11 @@ impl Outgoing {
         }
     }
 
+    /// The last of the prompt has been computed: from now on the hand-over is not hidden behind computing.
+    pub fn computed(&self) {
+        self.shipment.computed();
+    }
+
     /// Waits until D has everything and has committed; call it once everything is reported.
     ///
     /// # Errors
@@ -162,9 +167,7 @@ impl Outgoing {
             tokio::pin!(changed);
             changed.as_mut().enable();
             let moved = match self.shipment.standing() {
-                Standing::Over(outcome) => {
-                    return outcome.map(|stats| TransferStats { exposed: called.elapsed(), ..stats });
-                }
+                Standing::Over(outcome) => return outcome,
                 Standing::Waiting { since, only_commit } => self.moved_at(since, only_commit).max(called),
             };
             if moved.elapsed() >= stall {

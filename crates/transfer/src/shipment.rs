@@ -45,6 +45,8 @@ struct Progress {
     /// Waiting for the connection's attention; it is asked once.
     queued: bool,
     outcome: Option<Result<(), TransferError>>,
+    /// When the last of the prompt was computed.
+    computed_at: Option<Instant>,
     moved_at: Instant,
     stats: TransferStats,
 }
@@ -92,6 +94,7 @@ impl Shipment {
             acknowledged: 0,
             queued: false,
             outcome: needed.is_empty().then_some(Ok(())),
+            computed_at: None,
             moved_at: Instant::now(),
             stats: TransferStats { blocks_skipped, ..TransferStats::default() },
         };
@@ -170,6 +173,11 @@ impl Shipment {
         self.end(&mut progress, outcome);
     }
 
+    /// What D has not committed by now is not hidden behind computing.
+    pub(crate) fn computed(&self) {
+        self.progress.lock().computed_at = Some(Instant::now());
+    }
+
     pub(crate) fn fail(&self, error: TransferError) {
         self.end(&mut self.progress.lock(), Err(error));
     }
@@ -200,6 +208,7 @@ impl Shipment {
     fn end(&self, progress: &mut Progress, outcome: Result<(), TransferError>) {
         if progress.outcome.is_none() {
             progress.outcome = Some(outcome);
+            progress.stats.exposed = progress.computed_at.map(|at| at.elapsed()).unwrap_or_default();
             self.changed.notify_waiters();
         }
     }

@@ -15,7 +15,29 @@ fn a_long_prompt_is_chunked_and_the_rest_of_the_budget_filled() {
          wait 1 pending=100 missing=7",
         "preempt [] admit [1] rows [0:10 1:6]",
     );
-    check("budget=16\n run 0 pending=40\n wait 1 pending=4 missing=1", "preempt [] admit [] rows [0:16]");
+    check("budget=16\n run 0 pending=40\n wait 1 pending=5 missing=1", "preempt [] admit [] rows [0:16]");
+}
+
+/// A quarter of the budget, unless somebody whom it would overtake has waited long enough.
+#[test]
+fn short_prompts_do_not_wait_for_a_long_one() {
+    check("budget=16\n run 0 pending=40\n wait 1 pending=4 missing=1", "preempt [] admit [1] rows [0:12 1:4]");
+    check(
+        "budget=16
+         run 0 pending=40
+         wait 1 pending=90 missing=1
+         wait 2 pending=3 missing=1
+         wait 3 pending=2 missing=1
+         wait 4 pending=1 missing=1",
+        "preempt [] admit [2 4] rows [0:12 2:3 4:1]",
+    );
+    check(
+        "budget=16
+         run 0 pending=40
+         wait 1 pending=90 missing=1 passed=8
+         wait 2 pending=3 missing=1",
+        "preempt [] admit [] rows [0:16]",
+    );
 }
 
 #[test]

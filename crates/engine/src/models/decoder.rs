@@ -29,7 +29,8 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Computes the plan's tokens; the backend then holds this rank's part of the logits.
+    /// Computes the plan's tokens; the backend then holds this rank's part of the logits. Of the last layer, tokens that are not
+    /// sampled need no more than their keys and values.
     pub(crate) fn forward(&self, backend: &mut B, plan: &StepPlan, observer: &dyn StepObserver) {
         backend.embed(plan, &self.embedding);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -37,12 +38,19 @@ impl<B: Backend> Decoder<B> {
             backend.project_heads(&layer.heads);
             backend.rope_and_store(plan, index);
             observer.layer_done(index as u32, self.kv_heads.clone());
-            backend.attend(plan, index);
+            let is_last = index + 1 == self.layers.len();
+            if is_last {
+                if plan.sampled.is_empty() {
+                    return;
+                }
+                backend.keep_sampled(plan);
+            }
+            backend.attend(plan, if is_last { &plan.ends } else { &plan.rows }, index);
             backend.add_attended(&layer.output);
             backend.norm(&layer.mlp_norm);
             backend.add_gated_mlp(&layer.mlp);
         }
-        backend.logits(plan, &self.norm, &self.head);
+        backend.logits(&self.norm, &self.head);
     }
 
     /// Takes rank `rank` of `ranks`; `ranks` divides KV heads and intermediate size.

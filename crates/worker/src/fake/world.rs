@@ -176,4 +176,6 @@ impl crate::KvWatcher for Deaf {
     }
 
     fn layer_done(&self, _layer: u32, _heads: std::ops::Range<u32>, _tokens: std::ops::Range<u32>) {}
+
+    fn computed(&self) {}
 }

@@ -30,6 +30,8 @@ pub trait KvWatcher: Send + Sync {
     fn admitted(&self, blocks: &[BlockRef], computed: u32) -> Result<(), Failure>;
     /// KV of these tokens (positions in the context) is written for this layer and these heads.
     fn layer_done(&self, layer: u32, heads: Range<u32>, tokens: Range<u32>);
+    /// The step that ends the context is over: all of its KV is written, and the first tokens are drawn.
+    fn computed(&self);
 }
 
 /// Something that happened to a job.

@@ -378,7 +378,7 @@ impl Runner {
         let Some(mut sequence) = self.running.remove(&id) else { return };
         let key = sequence.key.clone();
         match &drawn[..] {
-            _ if sequence.watcher.is_some() => drop(sequence),
+            _ if sequence.watcher.is_some() => sequence.watcher.iter().for_each(|watcher| watcher.computed()),
             [only] if only.finish.is_none() => {
                 sequence.tokens.push(only.id);
                 self.running.insert(id, sequence);

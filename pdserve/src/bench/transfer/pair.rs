@@ -58,7 +58,7 @@ impl Pair {
         Ok(Sample { ms: ms(took), pieces: Some(pieces), exposed_ms: Some(ms(exposed)) })
     }
 
-    /// Number of pieces, and the time from `finish` to D's commit.
+    /// Number of pieces, and the time from the last layer's report to D's commit.
     async fn hand_over(&mut self, layer_every: Option<Duration>) -> anyhow::Result<(u32, Duration)> {
         self.hand_overs += 1;
         let key = RequestKey { request: format!("bench-{}", self.hand_overs).into(), epoch: 1 };
@@ -103,6 +103,7 @@ async fn ship(
         }
         outgoing.layer_ready(layer, 0..layout.kv_heads, 0..tokens);
     }
+    outgoing.computed();
     outgoing.finish().await
 }
 
