@@ -1,8 +1,8 @@
 //! Who runs next on D: every running sequence decodes, then whoever waits is admitted and local prompts are computed in what is
 //! left of the token budget.
 //!
-//! Invariant: the earliest arrival always gets its block, if need be from the latest one, which is recomputed later; so whoever
-//! runs ends.
+//! Invariant: whoever stands first (by priority, then arrival) always gets its block, if need be from the last one, which is
+//! recomputed later; so whoever runs ends.
 
 use worker::{Plan, Planner, QueueView, SeqId, SeqView};
 
@@ -60,7 +60,7 @@ impl Room {
         }
     }
 
-    /// Preempts arrivals later than `id` until there are `blocks`.
+    /// Preempts those behind `id`, the last first, until there are `blocks`.
     fn find_blocks(&mut self, id: SeqId, blocks: u32) -> bool {
         while self.blocks < blocks {
             match self.holders.last().copied() {
@@ -85,7 +85,7 @@ impl Room {
         }
     }
 
-    /// Admits in order of arrival; the first that does not fit ends it, so that a large one is not starved by small ones.
+    /// Admits in order of priority and arrival; the first that does not fit ends it, so that a large one is not starved by small ones.
     fn admit(&mut self, view: &QueueView<'_>) {
         if !self.plan.preempt.is_empty() || !self.stalled.is_empty() {
             return;

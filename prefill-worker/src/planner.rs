@@ -1,7 +1,7 @@
 //! Who runs next on P: prompts that have begun, then those that the prefix cache makes cheap, until the token budget is full. A part
 //! of the budget is kept for prompts that end in this very step, so that a long one does not make short ones wait for all its chunks.
 //!
-//! Invariant: nobody is passed over more than [`PATIENCE`] times, and nothing is ever preempted, since a prompt gets all its
+//! Invariant: within a priority nobody is passed over more than [`PATIENCE`] times, and nothing is ever preempted, since a prompt gets all its
 //! blocks before it begins.
 
 use worker::{Plan, Planner, QueueView, SeqId, SeqView};
@@ -85,13 +85,14 @@ fn give_in_order(candidates: &mut [Candidate], mut tokens: u32) {
     }
 }
 
-/// Those out of patience by arrival, then by the share of the prompt that is cached, then by arrival.
+/// By priority; within one, those out of patience by arrival, then by the share of the prompt that is cached, then by arrival.
 fn by_preference(waiting: &[SeqView]) -> Vec<&SeqView> {
     let mut order: Vec<_> = waiting.iter().collect();
-    // Sorting is stable and `waiting` is in order of arrival.
+    // Sorting is stable and `waiting` is in order of priority and arrival.
     order.sort_by_key(|seq| {
         let cached_percent = u64::from(seq.cached) * 100 / u64::from(seq.pending.max(1));
-        if seq.passed_over >= PATIENCE { 0 } else { 101 - cached_percent }
+        let rank = if seq.passed_over >= PATIENCE { 0 } else { 101 - cached_percent };
+        (seq.id.priority, rank)
     });
     order
 }

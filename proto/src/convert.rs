@@ -48,6 +48,9 @@ impl From<&SamplingParams> for wire::Sampling {
             max_tokens: p.max_tokens,
             logprobs: p.logprobs,
             grammar: p.grammar.as_ref().map(Into::into),
+            allowed_token_ids: p.allowed_token_ids.clone(),
+            bad_words: p.bad_words.iter().map(|tokens| wire::TokenSequence { tokens: tokens.clone() }).collect(),
+            priority: p.priority,
         }
     }
 }
@@ -72,6 +75,9 @@ impl TryFrom<wire::Sampling> for SamplingParams {
             max_tokens: p.max_tokens,
             logprobs: p.logprobs,
             grammar: p.grammar.map(Grammar::try_from).transpose()?,
+            allowed_token_ids: p.allowed_token_ids,
+            bad_words: p.bad_words.into_iter().map(|word| word.tokens).filter(|tokens| !tokens.is_empty()).collect(),
+            priority: p.priority,
         })
     }
 }
@@ -259,6 +265,9 @@ mod tests {
                 logit_bias: vec![(7, -1.5)],
                 stop_token_ids: vec![9],
                 logprobs: Some(0),
+                allowed_token_ids: vec![3, 4],
+                bad_words: vec![vec![5], vec![6, 7]],
+                priority: -2,
                 ..SamplingParams::default()
             },
             cache_salt: vec![1],

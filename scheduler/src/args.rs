@@ -115,6 +115,11 @@ pub struct Args {
     #[arg(long)]
     pub share_prefix_cache: bool,
 
+    /// Let requests bring a chat template of their own (`chat_template`). Its steps and output are bounded, its memory is not: only for
+    /// clients that you trust.
+    #[arg(long)]
+    pub trust_request_chat_template: bool,
+
     /// Answer GET /server_info, which tells limits and instances; off by default.
     #[arg(long)]
     pub server_info: bool,

@@ -28,6 +28,8 @@ pub struct Config {
     pub local_prefill: LocalPrefill,
     pub protocol: Protocol,
     pub access: Access,
+    /// Requests may bring a chat template of their own.
+    pub trust_request_chat_template: bool,
     /// Whether `GET /server_info` tells how this server is set up.
     pub server_info: bool,
     /// Proven to every worker, and by it.
@@ -170,6 +172,7 @@ impl Config {
             local_prefill: LocalPrefill::Auto,
             protocol: Protocol::OpenAi,
             access: Access::default(),
+            trust_request_chat_template: false,
             server_info: false,
             secret: None,
             bounds: Bounds::default(),
@@ -201,6 +204,7 @@ impl Config {
             config.protocol = Protocol::Plain { delimiter: args.generate_delimiter };
         }
         config.server_info = args.server_info;
+        config.trust_request_chat_template = args.trust_request_chat_template;
         config.bounds.requests = args.max_concurrent_requests as usize;
         config.bounds.waiting = args.max_waiting_requests as usize;
         config.timings.wait = Duration::from_secs(args.max_wait);

@@ -103,6 +103,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         admission: Arc::new(Admission::new(&config.bounds)),
         tokenizer,
         template,
+        trust_request_chat_template: config.trust_request_chat_template,
         model_len_max: config.max_model_len.or_else(|| config::max_position_embeddings(&config.model)),
         bounds: config.bounds.clone(),
         body_read: config.timings.body_read,

@@ -75,6 +75,12 @@ fn specs() -> Vec<GenerateSpec> {
         sampling: sampling.clone(),
         cache_salt: Vec::new(),
     };
+    let limited = SamplingParams {
+        allowed_token_ids: (3..90).collect(),
+        bad_words: (3..40).map(|token| vec![token, token + 1]).chain([vec![50]]).collect(),
+        priority: -1,
+        ..sampled.clone()
+    };
     let stops = SamplingParams { ignore_eos: false, stop_token_ids: (3..40).collect(), ..sampled.clone() };
     vec![
         spec(0, 1, 1, &base),
@@ -82,6 +88,7 @@ fn specs() -> Vec<GenerateSpec> {
         spec(1, 64, 3, &sampled),
         spec(1, 100, 2, &penalised),
         spec(2, 33, 3, &stops),
+        spec(2, 50, 2, &limited),
         spec(3, 120, 1, &SamplingParams { max_tokens: 1, ..base.clone() }),
     ]
 }

@@ -1,7 +1,7 @@
 //! From logits to a token.
 //!
-//! Pure: the same logits and request yield the same token, on any instance. Order: logit bias, minimum length, penalties, temperature,
-//! min-p, top-k, top-p, draw. Log-probabilities are those of the untouched logits.
+//! Pure: the same logits and request yield the same token, on any instance. Order: allowed tokens, bad words and minimum length,
+//! logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the untouched logits.
 
 mod adjust;
 mod draw;

@@ -56,6 +56,12 @@ bounds! {
     stop_token_ids = 256,
     /// Entries of logit_bias.
     logit_bias = 1024,
+    /// Entries of allowed_token_ids.
+    allowed_token_ids = 16_384,
+    /// Entries of bad_words.
+    bad_words = 256,
+    /// Bytes of one bad word.
+    bad_word_bytes = 256,
     /// Alternatives reported per token (`logprobs` of completions, `top_logprobs` of chat).
     top_logprobs = 20,
     /// Entries of tools.
@@ -64,6 +70,8 @@ bounds! {
     tools_bytes = 262_144,
     /// Bytes of chat_template_kwargs as JSON.
     chat_template_kwargs_bytes = 65_536,
+    /// Bytes of a request's own chat_template.
+    chat_template_bytes = 65_536,
     /// Entries of documents.
     documents = 256,
     /// Characters of cache_salt.

@@ -48,6 +48,8 @@ pub struct Conversation {
     pub tools: Option<Value>,
     /// A list, for the template.
     pub documents: Option<Value>,
+    /// To be used instead of the model's.
+    pub chat_template: Option<String>,
     /// Further template variables; none of the template's own.
     pub chat_template_kwargs: Map<String, Value>,
 }
@@ -94,6 +96,7 @@ impl Conversation {
                 .list("documents", bounds.documents)?
                 .map(|_| fields.get("documents").cloned())
                 .unwrap_or_default(),
+            chat_template: read_template(fields, bounds)?,
             chat_template_kwargs: read_template_kwargs(fields, bounds)?,
         })
     }
@@ -204,6 +207,14 @@ pub(crate) fn list_tools(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<
     let tools = Value::from(tools);
     at_most("tools", "bytes", tools.to_string().len(), bounds.tools_bytes)?;
     Ok(Some(tools))
+}
+
+fn read_template(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<String>, ApiError> {
+    const NAME: &str = "chat_template";
+    let Some(value) = fields.get(NAME) else { return Ok(None) };
+    let Value::String(template) = value else { return Err(wrong(NAME, "a string", value)) };
+    at_most(NAME, "bytes", template.len(), bounds.chat_template_bytes)?;
+    Ok(Some(template.clone()))
 }
 
 fn read_template_kwargs(fields: &Fields<'_>, bounds: &Bounds) -> Result<Map<String, Value>, ApiError> {

@@ -98,6 +98,7 @@ const STRING: Kind = structured(r#"{"type": "string"}"#);
 const OBJECTS: Kind = structured(r#"{"type": "array", "items": {"type": "object"}}"#);
 const OBJECT: Kind = structured(r#"{"type": "object"}"#);
 const IDS: Kind = structured(r#"{"type": "array", "items": {"type": "integer", "minimum": 0}}"#);
+const WORDS: Kind = structured(r#"{"type": "array", "items": {"type": "string"}}"#);
 const STRINGS: Kind = structured(r#"{"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}"#);
 const PROMPTS: Kind = structured(
     r#"{"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]}}]}"#,
@@ -126,6 +127,9 @@ const fn not_yet(neutral: fn(&Value) -> bool, what: &'static str) -> Kind {
 const fn tokens(min: i64) -> Kind {
     Kind::Integer { min, max: |_| u32::MAX as i64 }
 }
+
+/// Priorities go from minus this to this.
+const PRIORITY_MAX: i64 = 1000;
 
 const NAME: Kind = Kind::Text { chars_max: |bounds| bounds.name_chars };
 
@@ -174,6 +178,7 @@ pub static FIELDS: &[Field] = &[
     field("truncation_side", BOTH, SIDE, "left drops the first tokens, right the last").or("\"left\""),
     field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer").or("true"),
     field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it").or("false"),
+    field("chat_template", HT, STRING, "a Jinja template to use instead of the model's; needs --trust-request-chat-template"),
     field("chat_template_kwargs", HT, OBJECT, "further variables of the chat template"),
     field("documents", HT, OBJECTS, "passed to the chat template"),
     field("tools", &[Tokenize], OBJECTS, "passed to the chat template"),
@@ -204,6 +209,9 @@ pub static FIELDS: &[Field] = &[
     field("frequency_penalty", CHG, number(-2.0, 2.0), "").or("0"),
     field("repetition_penalty", CHG, number(0.001, 1000.0), "").or("1"),
     field("logit_bias", BOTH, BIASES, "object from token id to a number, clamped to [-100, 100]"),
+    field("allowed_token_ids", BOTH, IDS, "only these tokens may be drawn"),
+    field("bad_words", BOTH, WORDS, "list of strings whose tokens the answer must not contain").or("[]"),
+    field("priority", BOTH, Kind::Integer { min: -PRIORITY_MAX, max: |_| PRIORITY_MAX }, "lower is served first where requests wait for a worker").or("0"),
     // What to report.
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
     field("logprobs", H, Kind::Bool, "").or("false"),
@@ -246,10 +254,6 @@ pub static FIELDS: &[Field] = &[
     field("guided_choice", BOTH, not_yet(never, "structured output"), ""),
     field("guided_grammar", BOTH, not_yet(never, "structured output"), ""),
     field("structured_outputs", BOTH, not_yet(never, "structured output"), ""),
-    field("allowed_token_ids", BOTH, not_yet(never, "a list of allowed tokens"), ""),
-    field("bad_words", BOTH, not_yet(is_empty_list, "a list of forbidden words"), "empty only"),
-    field("priority", BOTH, not_yet(equals::<0>, "priority scheduling"), "0 only"),
-    field("chat_template", HT, not_yet(never, "a chat template from a request"), "templates come from the model directory"),
 ];
 
 /// A bound as the largest value of an integer field.

@@ -31,6 +31,8 @@ pub struct Generation {
     pub n: u32,
     /// Choices per prompt to generate, at least `n`; those with the highest summed logprob are the answer.
     pub best_of: u32,
+    /// Texts, none empty, that the answer must not contain.
+    pub bad_words: Vec<String>,
     /// `None` = one answer at the end.
     pub stream: Option<StreamOptions>,
     pub stop: Vec<String>,
@@ -45,7 +47,7 @@ pub struct Generation {
     pub seed: Option<u64>,
     /// `None` = rest of the context. 0 only with echo.
     pub max_tokens: Option<u32>,
-    /// Everything but `seed` and `max_tokens`, which [`Generation::sampling`] fills in.
+    /// Everything but `seed` and `max_tokens`, which [`Generation::sampling`] fills in, and `bad_words`, which need a tokenizer.
     pub(crate) template: SamplingParams,
 }
 
@@ -73,6 +75,7 @@ impl Generation {
             n: fields.count("n").unwrap_or(1),
             best_of: fields.count("best_of").or(fields.count("n")).unwrap_or(1),
             stream: read_stream(fields)?,
+            bad_words: read_bad_words(fields, bounds)?,
             stop: read_stop(fields, bounds)?,
             include_stop_str_in_output: fields.bool("include_stop_str_in_output").unwrap_or(false),
             skip_special_tokens: fields.bool("skip_special_tokens").unwrap_or(true),
@@ -124,7 +127,7 @@ impl Generation {
     /// The parameters of one prompt's sequences. `fresh_seed` is used when the client sent no seed.
     ///
     /// # Errors
-    /// The prompt does not fit the context, `min_tokens` exceeds the output's limit, or `logit_bias` names an unknown token.
+    /// The prompt does not fit the context, `min_tokens` exceeds the output's limit, or an unknown token is named.
     pub fn sampling(
         &self,
         prompt_tokens: usize,
@@ -147,6 +150,9 @@ impl Generation {
         }
         if let Some((id, _)) = self.template.logit_bias.iter().find(|(id, _)| *id >= model.vocab_size) {
             return Err(outside_vocabulary("logit_bias", *id, model));
+        }
+        if let Some(id) = self.template.allowed_token_ids.iter().find(|id| **id >= model.vocab_size) {
+            return Err(outside_vocabulary("allowed_token_ids", *id, model));
         }
         Ok(SamplingParams { seed: self.seed.unwrap_or(fresh_seed), max_tokens, ..self.template.clone() })
     }
@@ -177,9 +183,12 @@ fn read_sampling(fields: &Fields<'_>, bounds: &Bounds) -> Result<SamplingParams,
         frequency_penalty: number("frequency_penalty", 0.0) as f32,
         repetition_penalty: number("repetition_penalty", 1.0) as f32,
         logit_bias: read_logit_bias(fields, bounds)?,
+        allowed_token_ids: read_allowed_token_ids(fields, bounds)?,
+        bad_words: Vec::new(),
         stop_token_ids: read_stop_token_ids(fields, bounds)?,
         ignore_eos: fields.bool("ignore_eos").unwrap_or(false),
         min_tokens: fields.count("min_tokens").unwrap_or(0),
+        priority: fields.integer("priority").and_then(|priority| i32::try_from(priority).ok()).unwrap_or(0),
         logprobs: None,
         grammar: None,
         seed: 0,
@@ -212,6 +221,32 @@ fn read_bias(key: &str, bias: &Value) -> Result<(TokenId, f32), ApiError> {
 fn read_stop_token_ids(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<TokenId>, ApiError> {
     let items = fields.list("stop_token_ids", bounds.stop_token_ids)?.unwrap_or_default();
     items.iter().map(|item| token_id("stop_token_ids", item)).collect()
+}
+
+fn read_allowed_token_ids(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<TokenId>, ApiError> {
+    const NAME: &str = "allowed_token_ids";
+    let Some(items) = fields.list(NAME, bounds.allowed_token_ids)? else { return Ok(Vec::new()) };
+    if items.is_empty() {
+        return Err(ApiError::bad_field(
+            NAME,
+            "allowed_token_ids must not be empty; leave it out to allow every token",
+        ));
+    }
+    items.iter().map(|item| token_id(NAME, item)).collect()
+}
+
+fn read_bad_words(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<String>, ApiError> {
+    const NAME: &str = "bad_words";
+    let items = fields.list(NAME, bounds.bad_words)?.unwrap_or_default();
+    let word = |item: &Value| {
+        let Value::String(word) = item else { return Err(wrong(NAME, "a list of strings", item)) };
+        if word.trim().is_empty() {
+            return Err(ApiError::bad_field(NAME, "bad_words must not hold an empty string"));
+        }
+        at_most(NAME, "bytes in one string", word.len(), bounds.bad_word_bytes)?;
+        Ok(word.clone())
+    };
+    items.iter().map(word).collect()
 }
 
 fn read_stop(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<String>, ApiError> {

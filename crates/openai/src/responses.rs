@@ -49,6 +49,7 @@ impl ResponsesRequest {
             top_p: fields.number("top_p").unwrap_or(1.0),
         };
         let conversation = Conversation {
+            chat_template: None,
             messages: system.into_iter().chain(read_input(&fields, bounds)?).collect(),
             add_special_tokens: false,
             add_generation_prompt: true,

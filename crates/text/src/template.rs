@@ -1,6 +1,7 @@
 //! Renders a conversation with the model's own chat template, as transformers' `apply_chat_template` does.
 //!
-//! Templates come from the model directory only. What a request contributes is data; rendering is bounded in steps, depth and output.
+//! Templates come from the model directory, or from requests where the operator trusts them. Rendering is bounded in steps, depth and
+//! output; the values that a template builds on its way are not, so a template must be trusted with memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -95,6 +96,20 @@ impl ChatTemplate {
         }
         let (plain, with_tools) = (plain.place(), with_tools.place());
         Ok(Some(Self(Arc::new(Compiled { environment, plain, with_tools, tokens: token_variables(&config) }))))
+    }
+
+    /// A template that a request brought; the tokens that it may name are those of the model's own.
+    ///
+    /// # Errors
+    /// `Error::Render` with the line that does not compile.
+    pub fn of_request(source: &str, own: Option<&Self>) -> Result<Self, Error> {
+        let name = "chat_template".to_owned();
+        let mut environment = environment();
+        environment
+            .add_template_owned(name.clone(), translate(source))
+            .map_err(|error| Error::Render { place: place(&error, &name), reason: reason(&error) })?;
+        let tokens = own.map(|own| own.0.tokens.clone()).unwrap_or_default();
+        Ok(Self(Arc::new(Compiled { environment, plain: name.clone(), with_tools: name, tokens })))
     }
 
     /// The prompt text of a conversation.
@@ -475,6 +490,22 @@ mod tests {
         check(&[named], true, Some("T"));
         check(&[named, ("chat_template.jinja", "F")], true, Some("F"));
         check(&[("tokenizer_config.json", r#"{"chat_template": "S"}"#)], true, Some("S"));
+    }
+
+    #[test]
+    fn a_template_of_a_request_knows_the_models_tokens() {
+        let own = template("own");
+        let render = |source: &str| {
+            ChatTemplate::of_request(source, Some(&own))
+                .and_then(|template| template.render(&[message("user", "hi")], &RenderOptions::default()))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(render("{{ bos_token }}{{ messages[0].content }}"), Ok("<s>hi".to_owned()));
+        let broken = render("{{ bos_token\n}}{% if %}").unwrap_err();
+        assert!(broken.contains("chat_template:2"), "{broken}");
+        let endless =
+            render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}").unwrap_err();
+        assert!(endless.contains("steps"), "{endless}");
     }
 
     #[test]

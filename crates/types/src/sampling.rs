@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::TokenId;
 
-/// How the next token is drawn from the logits. Every value is already within its bounds.
+/// How the next token is drawn from the logits, and how urgently. Every value is already within its bounds.
 ///
 /// A temperature of 0 is greedy. The random numbers are counter-based, keyed by (`seed`, choice, output position), so a resumed
 /// attempt draws what the lost one would have drawn.
@@ -21,6 +21,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     pub repetition_penalty: f32,
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// Only these may be drawn; empty = all.
+    pub allowed_token_ids: Vec<TokenId>,
+    /// Sequences of tokens, none empty, that the output must not contain.
+    pub bad_words: Vec<Vec<TokenId>>,
     pub stop_token_ids: Vec<TokenId>,
     pub ignore_eos: bool,
     /// EOS and stop tokens are masked before this many output tokens.
@@ -30,6 +34,8 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// The whole output, from position 0 on, must belong to this language.
     pub grammar: Option<Grammar>,
+    /// Place in a worker's queue: lower goes first, equal ones in order of arrival.
+    pub priority: i32,
 }
 
 /// A language that output is held to. The texts are the client's, checked and bounded where they came in.
@@ -60,12 +66,15 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
             logit_bias: Vec::new(),
+            allowed_token_ids: Vec::new(),
+            bad_words: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             min_tokens: 0,
             max_tokens: 16,
             logprobs: None,
             grammar: None,
+            priority: 0,
         }
     }
 }

@@ -50,6 +50,16 @@ fn a_large_one_is_not_starved_by_small_ones() {
 }
 
 #[test]
+fn the_less_urgent_is_preempted_whenever_it_came() {
+    check(
+        "blocks=0
+         run 9 prio=1 held=2 missing=1
+         run 0 prio=2 held=2 missing=1",
+        "preempt [0] admit [] rows [9:1]",
+    );
+}
+
+#[test]
 fn the_latest_arrival_is_preempted() {
     check(
         "blocks=0

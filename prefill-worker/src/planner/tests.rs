@@ -52,6 +52,17 @@ fn a_warm_prefix_goes_first() {
 }
 
 #[test]
+fn priority_goes_before_patience_and_warmth() {
+    check(
+        "budget=16
+         wait 5 prio=0 pending=10 missing=1
+         wait 0 prio=1 pending=8 missing=1 passed=9
+         wait 1 prio=1 pending=32 cached=30 missing=1",
+        "preempt [] admit [5 0] rows [5:10 0:6]",
+    );
+}
+
+#[test]
 fn patience_ends() {
     check(
         "budget=16

@@ -10,7 +10,7 @@ use hyper::{Request, Response};
 use openai::{
     ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Conversation, Finish, ValidChat,
 };
-use text::{Message, RenderOptions};
+use text::{ChatTemplate, Message, RenderOptions};
 use types::TokenId;
 
 use super::generate::{Generating, Order, off_loop};
@@ -50,12 +50,9 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     Ok((api.launch(order)?, echo))
 }
 
-/// The conversation in the words of the model's own template, tokenised.
+/// The conversation in the words of a chat template, tokenised.
 pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Result<Vec<TokenId>, ApiError> {
-    let Some(template) = api.template.clone() else {
-        let message = "this model has no chat template; use /v1/completions";
-        return Err(ApiError::bad_field("messages", message));
-    };
+    let template = template(api, chat.chat_template.as_deref())?;
     let tokenizer = api.tokenizer.clone();
     let options = RenderOptions {
         add_generation_prompt: chat.add_generation_prompt,
@@ -75,6 +72,20 @@ pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Resul
         return Err(ApiError::bad_field("messages", "the conversation renders to an empty prompt"));
     }
     Ok(tokens)
+}
+
+/// The model's own template, or the request's where the operator lets it bring one.
+fn template(api: &Api, sent: Option<&str>) -> Result<ChatTemplate, ApiError> {
+    let Some(source) = sent else {
+        let message = "this model has no chat template; use /v1/completions";
+        return api.template.clone().ok_or_else(|| ApiError::bad_field("messages", message));
+    };
+    if !api.trust_request_chat_template {
+        let message = "chat_template: this server uses the model's own; started with --trust-request-chat-template it would take yours";
+        return Err(ApiError::bad_field("chat_template", message));
+    }
+    ChatTemplate::of_request(source, api.template.as_ref())
+        .map_err(|error| ApiError::bad_field("chat_template", error.to_string()))
 }
 
 fn message(message: ChatMessage) -> Message {

@@ -10,8 +10,9 @@ use futures::future::try_join_all;
 use kv::ChainRoot;
 use openai::{ApiError, Generation, Head, ModelFacts, StreamOptions, Usage};
 use telemetry::Outcome;
+use text::Tokenizer;
 use tokio::sync::OwnedSemaphorePermit;
-use types::{RequestId, TokenId};
+use types::{RequestId, SamplingParams, TokenId};
 
 use super::{Api, Caller, error, unix_seconds};
 use crate::answer::{Piece, Style};
@@ -112,6 +113,7 @@ impl Api {
             tokens_as_ids: generation.return_tokens_as_token_ids,
         };
         let cache_salt = cache_salt(caller.key.as_ref().and_then(|key| key.salt()), generation.cache_salt.as_deref());
+        let bad_words = bad_words(&self.tokenizer, &generation.bad_words)?;
         // A client's own id may come twice; on the wire every request has its own.
         let unique: u32 = rand::random();
         let request = |(number, prompt): (usize, &Vec<TokenId>)| {
@@ -120,7 +122,10 @@ impl Api {
                 prompt: prompt.as_slice().into(),
                 choices: generation.best_of,
                 first_index: number as u32 * generation.best_of,
-                sampling: generation.sampling(prompt.len(), facts, seed)?,
+                sampling: SamplingParams {
+                    bad_words: bad_words.clone(),
+                    ..generation.sampling(prompt.len(), facts, seed)?
+                },
                 cache_salt: cache_salt.clone(),
                 style: style.clone(),
                 arrived: order.arrived,
@@ -239,6 +244,25 @@ fn best(all: Vec<Piece>, best_of: u32, n: u32) -> VecDeque<Piece> {
         numbered.map(|(at, piece)| Piece { index: (prompt * n + at) as u32, ..piece }).collect::<Vec<_>>()
     };
     all.chunks(best_of).enumerate().flat_map(of_prompt).collect()
+}
+
+/// The token sequences of words that the answer must not contain: as at the start of a text and, where that is another first token, as
+/// after a space. The rule is vLLM's: a word that is cut otherwise is not found.
+fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let mut sequences = Vec::new();
+    for word in words {
+        let word = word.trim_start();
+        let encode = |text: &str| {
+            tokenizer.encode(text, false).map_err(|error| ApiError::bad_field("bad_words", error.to_string()))
+        };
+        let (bare, spaced) = (encode(word)?, encode(&format!(" {word}"))?);
+        if spaced.len() == bare.len() && spaced.first() != bare.first() {
+            sequences.push(spaced);
+        }
+        sequences.push(bare);
+    }
+    sequences.retain(|tokens| !tokens.is_empty());
+    Ok(sequences)
 }
 
 /// Prompts share prefixes under an equal salt only; empty = shared by all. What a client or key is told apart by never travels itself.

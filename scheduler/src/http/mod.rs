@@ -49,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) admission: Arc<Admission>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
+    /// Requests may bring a template of their own.
+    pub(crate) trust_request_chat_template: bool,
     pub(crate) served_names: Vec<String>,
     /// From the flags and config.json; the workers' word is added when they are there.
     pub(crate) model_len_max: Option<u32>,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{get, post, request, send, stream};
 use crate::support::fake_worker::{FakeWorker, continuation};
-use crate::support::{Cluster, ids};
+use crate::support::{Cluster, EOS, ids};
 
 async fn cluster() -> Cluster {
     Cluster::start(1, 1, |_| {}).await
@@ -62,6 +62,30 @@ async fn a_chat_renders_the_template() {
     assert_eq!(json["model"], "fake", "the first served name, whatever alias was used");
     assert_eq!(json["choices"][0]["message"]["content"], continuation("user: hi\n", 0, 12));
     assert_eq!(json["usage"]["prompt_tokens"], "user: hi\n".len());
+}
+
+#[tokio::test]
+async fn a_template_of_the_request_needs_the_operators_trust() {
+    let body = |template: &str| {
+        json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12,
+        "chat_template": template, "chat_template_kwargs": {"tail": "?"}})
+    };
+    let careful = cluster().await;
+    let json = post(careful.address(), "/v1/chat/completions", body("x")).await.json();
+    assert_eq!(json["error"]["param"], "chat_template", "{json}");
+    assert!(json["error"]["message"].as_str().unwrap().contains("--trust-request-chat-template"), "{json}");
+    let cluster = Cluster::start_unready(1, 1, |_| {}, |config| config.trust_request_chat_template = true).await;
+    cluster.ready().await;
+    let template = "{{ messages[0].content }}{{ tail }}{{ eos_token }}";
+    let json = post(cluster.address(), "/tokenize", body(template)).await.json();
+    assert_eq!(json["tokens"], json!([ids("hi?"), vec![EOS]].concat()), "{json}");
+    let json =
+        post(cluster.address(), "/v1/chat/completions", body("{{ messages[0].content }}{{ tail }}")).await.json();
+    assert_eq!(json["choices"][0]["message"]["content"], continuation("hi?", 0, 12), "{json}");
+    for broken in ["{% if %}", "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"] {
+        let answer = post(cluster.address(), "/v1/chat/completions", body(broken)).await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Bias, minimum length and penalties: what is done to logits before a token is drawn.
+//! Allowed and forbidden tokens, bias, minimum length and penalties: what is done to logits before a token is drawn.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,15 +7,18 @@ use types::TokenId;
 use crate::SampleRequest;
 
 /// The adjusted logits, `None` if the request leaves them as they are. Ids outside the vocabulary are ignored.
+///
+/// At least one token stays possible: bad words and minimum length give way where they would leave none.
 pub(super) fn adjust(logits: &[f32], request: &SampleRequest<'_>, ends: &[TokenId]) -> Option<Vec<f32>> {
     let params = request.params;
-    let too_short = request.output.len() < params.min_tokens as usize && !ends.is_empty();
+    let forbidden = forbidden(request, ends);
     let repeats = params.repetition_penalty != 1.0;
     let counts = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-    if params.logit_bias.is_empty() && !too_short && !repeats && !counts {
+    let masks = !params.allowed_token_ids.is_empty() || !forbidden.is_empty();
+    if params.logit_bias.is_empty() && !masks && !repeats && !counts {
         return None;
     }
-    let mut logits = logits.to_vec();
+    let mut logits = mask(logits, &params.allowed_token_ids, &forbidden);
     let mut change = |id: TokenId, change: &dyn Fn(f32) -> f32| {
         if let Some(logit) = logits.get_mut(id as usize) {
             *logit = change(*logit);
@@ -23,9 +26,6 @@ pub(super) fn adjust(logits: &[f32], request: &SampleRequest<'_>, ends: &[TokenI
     };
     for (id, bias) in &params.logit_bias {
         change(*id, &|logit| logit + bias);
-    }
-    if too_short {
-        ends.iter().for_each(|id| change(*id, &|_| f32::NEG_INFINITY));
     }
     if repeats {
         let seen: HashSet<TokenId> = request.prompt.iter().chain(request.output).copied().collect();
@@ -42,4 +42,37 @@ pub(super) fn adjust(logits: &[f32], request: &SampleRequest<'_>, ends: &[TokenI
         }
     }
     Some(logits)
+}
+
+/// Tokens that may not come next: ends of a text that is too short, and those that would complete a bad word.
+fn forbidden(request: &SampleRequest<'_>, ends: &[TokenId]) -> Vec<TokenId> {
+    let params = request.params;
+    let too_short = request.output.len() < params.min_tokens as usize;
+    let completed = params.bad_words.iter().filter_map(|word| {
+        let (last, before) = word.split_last()?;
+        request.output.ends_with(before).then_some(*last)
+    });
+    let ends = if too_short { ends } else { &[] };
+    ends.iter().copied().chain(completed).collect()
+}
+
+/// The logits with all but the allowed (none named = all) and those forbidden at minus infinity.
+fn mask(logits: &[f32], allowed: &[TokenId], forbidden: &[TokenId]) -> Vec<f32> {
+    let mut masked = logits.to_vec();
+    if !allowed.is_empty() {
+        masked.fill(f32::NEG_INFINITY);
+        for &id in allowed {
+            if let (Some(to), Some(from)) = (masked.get_mut(id as usize), logits.get(id as usize)) {
+                *to = *from;
+            }
+        }
+    }
+    let mut strict = masked.clone();
+    for &id in forbidden {
+        if let Some(logit) = strict.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let possible = strict.iter().any(|logit| *logit > f32::NEG_INFINITY);
+    if possible { strict } else { masked }
 }

@@ -170,6 +170,30 @@ fn choices_end_where_they_should() {
 }
 
 #[test]
+fn forbidden_tokens_are_out_of_reach() {
+    let bad = |words: &[&[TokenId]]| words.iter().map(|word| word.to_vec()).collect::<Vec<_>>();
+    let only = |ids: &[TokenId], params: SamplingParams| SamplingParams { allowed_token_ids: ids.to_vec(), ..params };
+    let check = |params: SamplingParams, output: &[TokenId], expected: TokenId| {
+        assert_eq!(sample(&params, &[3], output).id, expected, "{params:?} {output:?}");
+    };
+    check(only(&[4, 0, 99], greedy()), &[], 0);
+    check(only(&[4], SamplingParams { logit_bias: vec![(3, 100.0)], ..greedy() }), &[], 4);
+    check(SamplingParams { bad_words: bad(&[&[3]]), ..greedy() }, &[], 5);
+    // A word of several tokens is in the way only where the output (not the prompt) already has its beginning.
+    let word = SamplingParams { bad_words: bad(&[&[3, 3], &[1, 2, 3]]), ..greedy() };
+    check(word.clone(), &[], 3);
+    check(word.clone(), &[2], 3);
+    check(word.clone(), &[3], 5);
+    check(word, &[0, 1, 2], 5);
+    // What would leave nothing gives way; the list of allowed tokens does not.
+    check(only(&[3, 5], SamplingParams { bad_words: bad(&[&[3], &[5]]), ..greedy() }), &[], 3);
+    check(only(&[EOS], SamplingParams { min_tokens: 5, ..greedy() }), &[], EOS);
+    assert!(
+        shares(&only(&[1, 2], hot(0))).iter().enumerate().all(|(id, share)| (*share > 0.0) == (id == 1 || id == 2))
+    );
+}
+
+#[test]
 fn what_is_not_a_number_is_refused() {
     let request = SampleRequest { params: &greedy(), choice: 0, prompt: &[1], output: &[] };
     let one_bad = std::array::from_fn(|i| if i == 4 { f32::NAN } else { LOGITS[i] });

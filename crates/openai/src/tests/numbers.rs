@@ -47,6 +47,9 @@ const CORNERS: &[&str] = &[
 const NESTED: &[(&str, &str)] = &[
     ("stop_token_ids", "[@]"),
     ("logit_bias", r#"{"5": @}"#),
+    ("allowed_token_ids", "[@]"),
+    ("bad_words", "[@]"),
+    ("chat_template", "@"),
     ("prompt", "[1, @]"),
     ("prompt", "[[@]]"),
     ("prompt", "[@]"),
@@ -99,6 +102,7 @@ fn check_corner(endpoint: Endpoint, field: &str, json: &str) {
                 sampling.max_tokens <= FACTS.max_model_len && sampling.min_tokens <= sampling.max_tokens,
                 "{body}: {sampling:?}"
             );
+            assert!(sampling.allowed_token_ids.iter().all(|id| *id < FACTS.vocab_size), "{body}: {sampling:?}");
             assert!(sampling.logprobs.unwrap_or(0) <= 20, "{body}: {sampling:?}");
             assert!(
                 sampling.logit_bias.iter().all(|(id, bias)| *id < FACTS.vocab_size && bias.abs() <= 100.0),

@@ -108,7 +108,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Tokenize, "prompt", "[1]", "prompt: must be a string, got a list of 1"),
     (Tokenize, "messages", "[]", "messages: must not be empty"),
     (Tokenize, "tools", "[{}]", ""),
-    (Tokenize, "chat_template", r#""x""#, "chat_template: not supported yet"),
+    (Tokenize, "chat_template", r#""x""#, ""),
     (Detokenize, "tokens", "[]", ""),
     (Detokenize, "tokens", "null", "tokens: is required"),
     (Detokenize, "tokens", r#""1""#, "tokens: must be a list"),
@@ -198,8 +198,17 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "structured_outputs", r#"{"regex": "a"}"#, "structured_outputs: not supported yet"),
     (Chat, "bad_words", "[]", ""),
     (Chat, "priority", "0", ""),
-    (Chat, "priority", "1", "priority: not supported yet"),
-    (Chat, "chat_template", r#""{{ x }}""#, "chat_template: not supported yet"),
+    (Chat, "bad_words", r#"["a", " b"]"#, ""),
+    (Chat, "bad_words", r#"["a", ""]"#, "bad_words: must not hold an empty string"),
+    (Chat, "bad_words", r#""a""#, "bad_words: must be a list"),
+    (Completions, "bad_words", "[1]", "bad_words: must be a list of strings, got 1"),
+    (Completions, "allowed_token_ids", "[1, 999]", ""),
+    (Chat, "allowed_token_ids", "[]", "allowed_token_ids: must not be empty"),
+    (Chat, "allowed_token_ids", "[1000]", "allowed_token_ids: token id 1000 is outside the vocabulary"),
+    (Chat, "priority", "-1000", ""),
+    (Chat, "priority", "1001", "priority: from -1000 to 1000, got 1001"),
+    (Chat, "chat_template", r#""{{ x }}""#, ""),
+    (Chat, "chat_template", "1", "chat_template: must be a string, got 1"),
     (Chat, "echo", "false", ""),
     (Chat, "echo", "true", ""),
     // accepted and without effect
@@ -296,6 +305,13 @@ fn bounds_on_counts_and_sizes() {
         &with(Chat, "chat_template_kwargs", &json!({ "x": "y".repeat(65_536) }).to_string()),
         "chat_template_kwargs: bytes",
     );
+    check(
+        Chat,
+        &with(Chat, "chat_template", &format!("{:?}", "x".repeat(65_537))),
+        "chat_template: has 65537 bytes, more than the 65536",
+    );
+    check(Chat, &with(Chat, "bad_words", &list("\"x\"", 257)), "bad_words: has 257 entries, more than the 256");
+    check(Chat, &with(Chat, "allowed_token_ids", &list("1", 16_385)), "allowed_token_ids: more than the 16384");
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     check(Chat, &with(Chat, "metadata", &deep), ": nested 100001 deep, more than the 64 allowed");
     let error = chat(&format!("{{\"x\": \"{}\"}}", "y".repeat(4 << 20))).unwrap_err();
@@ -315,7 +331,7 @@ fn every_bound_is_in_the_table() {
 fn values_reach_the_sampler() {
     let body = r#"{"prompt": "x", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 3, "presence_penalty": 1,
         "frequency_penalty": -1, "repetition_penalty": 1.1, "logit_bias": {"5": 1, "6": -200}, "stop_token_ids": [9], "ignore_eos": true,
-        "min_tokens": 2, "max_tokens": 50, "logprobs": 4}"#;
+        "min_tokens": 2, "max_tokens": 50, "logprobs": 4, "allowed_token_ids": [1, 5], "priority": -3}"#;
     let expected = types::SamplingParams {
         temperature: 0.5,
         top_p: 0.9,
@@ -331,7 +347,9 @@ fn values_reach_the_sampler() {
         min_tokens: 2,
         max_tokens: 50,
         logprobs: Some(4),
-        grammar: None,
+        allowed_token_ids: vec![1, 5],
+        priority: -3,
+        ..types::SamplingParams::default()
     };
     assert_eq!(resolved(Completions, body), Ok(expected));
 }

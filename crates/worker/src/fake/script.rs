@@ -3,7 +3,7 @@
 use crate::{Plan, Planner, QueueView, SeqId, SeqView};
 
 /// Checks a plan: `script` has one line `budget=.. slots=.. blocks=..`, then one line per sequence, `run` or `wait`, its arrival
-/// (or `arrival.choice`) and any of `pending= cached= slots= held= hits= missing= passed=`.
+/// (or `arrival.choice`) and any of `prio= pending= cached= slots= held= hits= missing= passed=`.
 pub fn check_plan(planner: &mut dyn Planner, script: &str, expected: &str) {
     let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty());
     let head = lines.next().unwrap_or_default();
@@ -26,7 +26,11 @@ fn parse_seq(line: &str) -> SeqView {
     let id = line.split_whitespace().nth(1).unwrap_or_default();
     let (arrival, choice) = id.split_once('.').unwrap_or((id, "0"));
     SeqView {
-        id: SeqId { arrival: arrival.parse().expect("an arrival"), choice: choice.parse().expect("a choice") },
+        id: SeqId {
+            priority: number(line, "prio").unwrap_or(0) as i32,
+            arrival: arrival.parse().expect("an arrival"),
+            choice: choice.parse().expect("a choice"),
+        },
         pending: number(line, "pending").unwrap_or(1),
         cached: number(line, "cached").unwrap_or(0),
         slots: number(line, "slots").unwrap_or(1),

@@ -1,7 +1,7 @@
 //! The pure, synchronous core of an instance: sequences wait, run and end here.
 //!
 //! Invariants: a job ends exactly once (or was cancelled); a sequence that runs has blocks for all it has computed; nobody writes
-//! into a block that another sequence can see; whoever arrived first is never pushed out by a later one.
+//! into a block that another sequence can see; nobody is pushed out by one that stands behind it (lower priority, or later).
 //!
 //! ```text
 //! submit ─► waiting ── admit: prefix lookup + blocks ──► running ── step ──► draw ─► split into choices ─► finished
@@ -75,7 +75,8 @@ pub struct Runner {
 }
 
 struct JobState {
-    arrival: u64,
+    /// Of its first choice.
+    id: SeqId,
     submitted: Duration,
     /// Until it is reported, or never for KV that was computed elsewhere.
     prompt: Option<PromptStats>,
@@ -130,8 +131,9 @@ impl Runner {
         let context_tokens = job.spec.context_len() as u32;
         let computed_here = !matches!(job.goal, Goal::Continue { .. });
         let prompt = computed_here.then(|| PromptStats { context_tokens, ..PromptStats::default() });
-        self.jobs.insert(job.key.clone(), JobState { arrival, submitted: now, prompt });
+        let key = job.key.clone();
         let mut sequence = Sequence::new(job, arrival, root, self.pool.block_size());
+        self.jobs.insert(key, JobState { id: sequence.id, submitted: now, prompt });
         sequence.publish(&self.pool);
         self.waiting.insert(sequence.id, sequence);
         Ok(())
@@ -139,15 +141,15 @@ impl Runner {
 
     /// Forgets these choices (none named = all). Returns the job's end if others of its choices had already finished.
     pub fn cancel(&mut self, key: &RequestKey, choices: &[u32]) -> Option<Event> {
-        let arrival = self.jobs.get(key)?.arrival;
+        let job = self.jobs.get(key)?.id;
         if choices.is_empty() {
-            self.waiting.retain(|id, _| id.arrival != arrival);
-            self.running.retain(|id, _| id.arrival != arrival);
+            self.waiting.retain(|id, _| id.arrival != job.arrival);
+            self.running.retain(|id, _| id.arrival != job.arrival);
             self.jobs.remove(key);
             return None;
         }
         for queue in [&mut self.waiting, &mut self.running] {
-            for sequence in queue.range_mut(of_job(arrival)).map(|(_, sequence)| sequence) {
+            for sequence in queue.range_mut(of_job(job)).map(|(_, sequence)| sequence) {
                 sequence.choices.retain(|choice| !choices.contains(choice));
             }
             queue.retain(|_, sequence| !sequence.choices.is_empty());
@@ -401,8 +403,8 @@ impl Runner {
 
     /// The job's last event, once none of its sequences is left.
     fn end_if_done(&mut self, key: &RequestKey) -> Option<Event> {
-        let arrival = self.jobs.get(key)?.arrival;
-        let left = [&self.waiting, &self.running].iter().any(|queue| queue.range(of_job(arrival)).next().is_some());
+        let job = self.jobs.get(key)?.id;
+        let left = [&self.waiting, &self.running].iter().any(|queue| queue.range(of_job(job)).next().is_some());
         if left {
             return None;
         }
@@ -467,6 +469,7 @@ pub fn check_fits(spec: &GenerateSpec, decodes: bool, max_model_len: u32, pool: 
     Ok(())
 }
 
-fn of_job(arrival: u64) -> std::ops::RangeInclusive<SeqId> {
-    SeqId { arrival, choice: 0 }..=SeqId { arrival, choice: u32::MAX }
+/// The ids of all choices of the job that this one belongs to.
+fn of_job(id: SeqId) -> std::ops::RangeInclusive<SeqId> {
+    SeqId { choice: 0, ..id }..=SeqId { choice: u32::MAX, ..id }
 }

@@ -3,9 +3,10 @@
 //! A planner is pure: the same views give the same plan. The runner carries a plan out as far as the pool allows, so a plan may be
 //! wrong about blocks (others take and return them meanwhile) but never about order.
 
-/// A sequence's place in the order of arrival: earlier is smaller. Choices of one job share the arrival.
+/// A sequence's place in the queue: smaller goes first, by priority, then by arrival. Choices of one job share both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SeqId {
+    pub priority: i32,
     pub arrival: u64,
     pub choice: u32,
 }
@@ -25,11 +26,11 @@ pub struct SeqView {
     pub blocks_cached: u32,
     /// Blocks still to be allocated beside those, for all of `pending`.
     pub blocks_missing: u32,
-    /// How often a later arrival was admitted instead.
+    /// How often one that stands behind it was admitted instead.
     pub passed_over: u32,
 }
 
-/// The queue before a step. Both lists are in order of arrival.
+/// The queue before a step. Both lists are in order of their ids.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueView<'a> {
     pub running: &'a [SeqView],

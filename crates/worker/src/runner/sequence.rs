@@ -41,7 +41,7 @@ impl Sequence {
         let mut tokens = prompt.to_vec();
         tokens.extend(output);
         let mut sequence = Self {
-            id: SeqId { arrival, choice: choices.start },
+            id: SeqId { priority: sampling.priority, arrival, choice: choices.start },
             key,
             choices: choices.collect(),
             sampling: Arc::new(sampling),
@@ -167,7 +167,7 @@ impl Sequence {
         tokens.extend_from_slice(&self.tokens);
         tokens.push(token.id);
         Sequence {
-            id: SeqId { arrival: self.id.arrival, choice: token.choice },
+            id: SeqId { choice: token.choice, ..self.id },
             key: self.key.clone(),
             choices: vec![token.choice],
             sampling: self.sampling.clone(),

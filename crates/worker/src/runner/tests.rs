@@ -134,6 +134,23 @@ fn cancel_gives_back_everything_at_any_moment() {
     }
 }
 
+#[test]
+fn the_urgent_are_served_first_whenever_they_came() {
+    let mut world = World::new(Size { max_num_seqs: 1, ..SIZE }, Box::new(AllAtOnce));
+    for (name, priority) in [("a", 5), ("b", 0), ("c", -5), ("d", 0)] {
+        let mut spec = spec(0, 9, 1, 1, 5);
+        spec.sampling.priority = priority;
+        world.runner.submit(Job { key: key(name), spec, goal: Goal::Complete }, Duration::ZERO).unwrap();
+    }
+    let mut ended = Vec::new();
+    for _ in 0..20 {
+        let stepped = world.runner.step(Duration::ZERO, &mut world.stepper);
+        let over = stepped.events.into_iter().filter(|event| event.what == Happening::Finished);
+        ended.extend(over.map(|event| event.key.request.to_string()));
+    }
+    assert_eq!(ended, ["c", "b", "d", "a"]);
+}
+
 fn key(name: &str) -> RequestKey {
     RequestKey { request: name.into(), epoch: 0 }
 }
