@@ -22,12 +22,11 @@ pub(crate) async fn keep(cluster: Arc<Cluster>, style: Style) {
     let prompt: Arc<[TokenId]> = canary_prompt(&style).into();
     // Its own, so that canaries do not wait in line with clients nor count as their requests.
     let (admission, metrics) = (Admission::new(&Bounds::default()), SchedulerMetrics::new("canary"));
-    let mut ready = false;
+    let (mut ready, mut failed) = (false, Vec::new());
     loop {
         let mut changed = std::pin::pin!(cluster.changed());
         changed.as_mut().enable();
-        let route = next_route(&cluster.unproven(), &cluster.live());
-        let Some(route) = route else {
+        let Some(route) = next_route(&cluster.unproven(), &cluster.live(), &mut failed) else {
             let (now_ready, _) = cluster.report();
             if now_ready && !ready {
                 info!(instances = cluster.live().len(), "ready: a canary prompt came back through every instance");
@@ -39,6 +38,7 @@ pub(crate) async fn keep(cluster: Arc<Cluster>, style: Style) {
         let request = canary(&prompt, &style, route);
         let proven = prove(&cluster, &admission, &metrics, &request).await;
         if !proven {
+            failed.push(route);
             tokio::time::sleep(cluster.timings().canary).await;
         }
     }
@@ -70,21 +70,27 @@ async fn prove(cluster: &Arc<Cluster>, admission: &Admission, metrics: &Schedule
     outcome.is_ok()
 }
 
-/// A way through an unproven instance, with a proven one at the other end if there is one.
-fn next_route(unproven: &[(Slot, Role)], live: &[(Slot, Role)]) -> Option<Route> {
-    let partner = |role: Role| {
-        let of_role = || live.iter().filter(move |(_, other)| *other == role);
-        let proven = of_role().find(|instance| !unproven.contains(instance));
-        proven.or_else(|| of_role().next()).map(|(slot, _)| *slot)
+/// A way through an unproven instance, if possible with a proven one at the other end. Ways that failed come last, so that one pair
+/// that cannot hand over does not keep others from being proven.
+fn next_route(unproven: &[(Slot, Role)], live: &[(Slot, Role)], failed: &mut Vec<Route>) -> Option<Route> {
+    let partners = |role: Role| {
+        let of_role =
+            |proven: bool| move |instance: &&(Slot, Role)| instance.1 == role && unproven.contains(instance) != proven;
+        live.iter().filter(of_role(true)).chain(live.iter().filter(of_role(false))).map(|(slot, _)| *slot)
     };
-    unproven.iter().find_map(|&(slot, role)| match role {
-        Role::Prefill => partner(Role::Decode).map(|decode| Route::Pair { prefill: slot, decode }),
-        Role::Decode => Some(match partner(Role::Prefill) {
-            Some(prefill) => Route::Pair { prefill, decode: slot },
-            None => Route::Local { decode: slot },
-        }),
-        Role::Scheduler => None,
-    })
+    let through = |&(slot, role): &(Slot, Role)| -> Vec<Route> {
+        match role {
+            Role::Prefill => partners(Role::Decode).map(|decode| Route::Pair { prefill: slot, decode }).collect(),
+            Role::Decode if live.iter().all(|(_, role)| *role != Role::Prefill) => vec![Route::Local { decode: slot }],
+            Role::Decode => partners(Role::Prefill).map(|prefill| Route::Pair { prefill, decode: slot }).collect(),
+            Role::Scheduler => Vec::new(),
+        }
+    };
+    let routes: Vec<Route> = unproven.iter().flat_map(through).collect();
+    if routes.iter().all(|route| failed.contains(route)) {
+        failed.clear();
+    }
+    routes.into_iter().find(|route| !failed.contains(route))
 }
 
 fn canary_prompt(style: &Style) -> Vec<TokenId> {
@@ -121,11 +127,15 @@ mod tests {
     const D2: (Slot, Role) = (Slot(2), Role::Decode);
     const D3: (Slot, Role) = (Slot(3), Role::Decode);
 
+    fn pair(prefill: (Slot, Role), decode: (Slot, Role)) -> Option<Route> {
+        Some(Route::Pair { prefill: prefill.0, decode: decode.0 })
+    }
+
     #[test]
     fn every_instance_gets_a_way() {
-        let check = |unproven: &[_], live: &[_], expected| assert_eq!(next_route(unproven, live), expected);
-        let pair =
-            |prefill: (Slot, Role), decode: (Slot, Role)| Some(Route::Pair { prefill: prefill.0, decode: decode.0 });
+        let check = |unproven: &[_], live: &[_], expected| {
+            assert_eq!(next_route(unproven, live, &mut Vec::new()), expected);
+        };
         check(&[], &[P0, D2], None);
         check(&[P0], &[P0], None);
         check(&[P0, D2], &[P0, D2], pair(P0, D2));
@@ -134,5 +144,16 @@ mod tests {
         check(&[D3], &[P0, P1, D2, D3], pair(P0, D3));
         check(&[D2], &[D2], Some(Route::Local { decode: Slot(2) }));
         check(&[P0, D2], &[P0, D2, D3], pair(P0, D3));
+    }
+
+    #[test]
+    fn a_way_that_failed_is_tried_again_after_the_others() {
+        let mut failed = Vec::new();
+        let mut next = || {
+            let route = next_route(&[P0, D2, D3], &[P0, D2, D3], &mut failed);
+            failed.extend(route);
+            route
+        };
+        assert_eq!([next(), next(), next()], [pair(P0, D2), pair(P0, D3), pair(P0, D2)]);
     }
 }

@@ -37,7 +37,8 @@ struct LoadReport {
 }
 
 impl Cluster {
-    /// Whether a request would be served, and every instance's state with its reason.
+    /// Whether a request would be served (an instance of each role is proven: one that cannot be must not take the others out of
+    /// service), and every instance's state with its reason.
     pub(crate) fn report(&self) -> (bool, Vec<InstanceReport>) {
         let states = self.states.lock();
         let pairing = self.pairing.lock();
@@ -46,8 +47,7 @@ impl Cluster {
             .collect();
         let some = |role: Role| reports.iter().any(|report| report.role == role.as_str() && report.state == "ready");
         let needs_prefill = self.members.iter().any(|target| target.role == Role::Prefill);
-        let unproven = reports.iter().any(|report| report.state == "connected");
-        (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)) && !unproven, reports)
+        (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)), reports)
     }
 }
 

@@ -99,18 +99,26 @@ impl Price {
     }
 
     /// Seconds of one decode step over `rows` sequences.
-    pub(crate) fn decode_step(&self, rows: u32) -> f64 {
-        self.decode.at(f64::from(rows)).unwrap_or(DECODE_STEP_SECONDS)
+    pub(crate) fn decode_step(&self, rows: u32) -> Option<f64> {
+        self.decode.at(f64::from(rows))
     }
 }
 
 /// For an instance that has not computed a prompt yet: what the others charge on average, or else the assumption.
 pub(crate) fn assumed_prefill<'a>(others: impl Iterator<Item = &'a Price>, tokens: u32) -> f64 {
-    let known: Vec<f64> = others.filter_map(|price| price.prefill(tokens)).collect();
-    if known.is_empty() {
-        return f64::from(tokens) * PREFILL_TOKEN_SECONDS;
-    }
-    known.iter().sum::<f64>() / known.len() as f64
+    let known = others.filter_map(|price| price.prefill(tokens));
+    mean(known).unwrap_or(f64::from(tokens) * PREFILL_TOKEN_SECONDS)
+}
+
+/// The same for one that has not decoded yet.
+pub(crate) fn assumed_decode_step<'a>(others: impl Iterator<Item = &'a Price>, rows: u32) -> f64 {
+    let known = others.filter_map(|price| price.decode_step(rows));
+    mean(known).unwrap_or(DECODE_STEP_SECONDS)
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (count, sum) = values.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count > 0).then(|| sum / f64::from(count))
 }
 
 #[cfg(test)]
@@ -138,6 +146,18 @@ mod tests {
         check(&[(10.0, 1.0), (20.0, 1.5), (30.0, 2.0)], 40.0, Some(2.5));
         // A falling line is noise: never below zero, never cheaper for more.
         check(&[(10.0, 2.0), (20.0, 1.0)], 1000.0, Some(line(&[(10.0, 2.0), (20.0, 1.0)]).at(0.0).unwrap()));
+    }
+
+    #[test]
+    fn who_has_not_worked_yet_is_expected_to_be_like_the_others() {
+        let decoding = |seconds| {
+            let mut price = Price::default();
+            price.observe(Step { prefill_tokens: 0, decode_rows: 1, seconds });
+            price
+        };
+        let assumed = |prices: &[Price]| assumed_decode_step(prices.iter(), 1);
+        assert!((assumed(&[Price::default()]) - DECODE_STEP_SECONDS).abs() < 1e-9);
+        assert!((assumed(&[Price::default(), decoding(0.1), decoding(0.3)]) - 0.2).abs() < 1e-9);
     }
 
     #[test]

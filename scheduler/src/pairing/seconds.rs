@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use types::Role;
 
-use super::price::{Price, assumed_prefill};
+use super::price::{assumed_decode_step, assumed_prefill};
 use super::{Choice, Facts, Member, Pairing, Route, Slot};
 use crate::LocalPrefill;
 
@@ -109,12 +109,12 @@ impl Pairing {
                 let queue = self.prefill_seconds(prefill, prefill.queued_tokens());
                 let compute = self.prefill_seconds(prefill, prefill.uncached(facts));
                 let exposed = self.edges.get(&(slot, route.decode())).and_then(|edge| edge.exposed.get());
-                queue + PREFILL_WEIGHT * compute + exposed.unwrap_or(EXPOSED_SECONDS) + slow_down(decode, facts)
+                queue + PREFILL_WEIGHT * compute + exposed.unwrap_or(EXPOSED_SECONDS) + self.slow_down(decode, facts)
             }
             Route::Local { .. } => {
                 let queue = self.prefill_seconds(decode, decode.queued_tokens());
                 let compute = self.prefill_seconds(decode, decode.uncached(facts));
-                queue + (PREFILL_WEIGHT + f64::from(decode.rows())) * compute + slow_down(decode, facts)
+                queue + (PREFILL_WEIGHT + f64::from(decode.rows())) * compute + self.slow_down(decode, facts)
             }
         }
     }
@@ -123,12 +123,16 @@ impl Pairing {
         let prices = || self.members.iter().map(|member| &member.price);
         member.price.prefill(tokens).unwrap_or_else(|| assumed_prefill(prices(), tokens))
     }
-}
 
-/// Seconds that this request's tokens take on D, and that its rows add to everyone else's.
-fn slow_down(decode: &Member, facts: &Facts<'_>) -> f64 {
-    let (rows, price): (u32, &Price) = (decode.rows(), &decode.price);
-    let (before, after) = (price.decode_step(rows), price.decode_step(rows + facts.choices));
-    let tokens = f64::from(facts.new_tokens.min(JUDGED_TOKENS));
-    tokens * (after + f64::from(rows) * (after - before).max(0.0))
+    /// Seconds that this request's tokens take on D, and that its rows add to everyone else's.
+    fn slow_down(&self, decode: &Member, facts: &Facts<'_>) -> f64 {
+        let step = |rows| {
+            let prices = || self.members.iter().map(|member| &member.price);
+            decode.price.decode_step(rows).unwrap_or_else(|| assumed_decode_step(prices(), rows))
+        };
+        let rows = decode.rows();
+        let (before, after) = (step(rows), step(rows + facts.choices));
+        let tokens = f64::from(facts.new_tokens.min(JUDGED_TOKENS));
+        tokens * (after + f64::from(rows) * (after - before).max(0.0))
+    }
 }

@@ -53,24 +53,28 @@ async fn read_on(mut open: Open, stop: CancellationToken) -> String {
     text
 }
 
+/// Ten thousand of them belong to `pdserve chaos`; a connection that counts cancels as HTTP/2 does would end after some hundred.
 #[tokio::test]
-async fn two_thousand_quick_cancels_leave_a_long_stream_alone() {
+async fn f25_bursts_of_cancels_leave_a_long_stream_alone() {
     let cluster = Cluster::start(1, 1, |fake| fake.step = Duration::from_millis(10)).await;
     let body = json!({"prompt": "long", "max_tokens": 4000, "stream": true});
     let long = stream(cluster.address(), "/v1/completions", body).await;
     let stop = CancellationToken::new();
     let reading = tokio::spawn(read_on(long, stop.clone()));
-    for _ in 0..32 {
-        let leave = async || {
-            let body = json!({"prompt": "short", "max_tokens": 1000, "stream": true});
-            drop(stream(cluster.address(), "/v1/completions", body).await);
-        };
-        futures::future::join_all((0..64).map(|_| leave())).await;
+    let leave = async |number: u64| {
+        let body = json!({"prompt": "short", "max_tokens": 1000, "stream": true});
+        let asking = stream(cluster.address(), "/v1/completions", body);
+        // Two of three leave somewhere before the first byte of the answer, the third with the stream before them.
+        let patience =
+            if number.is_multiple_of(3) { Duration::from_secs(60) } else { Duration::from_millis(number % 8) };
+        drop(tokio::time::timeout(patience, asking).await);
+    };
+    for burst in [1, 2, 16, 64, 256, 1, 256, 64, 256, 16, 256, 256, 256, 256, 64, 256] {
+        futures::future::join_all((0..burst).map(leave)).await;
     }
     stop.cancel();
     let text = reading.await.unwrap();
     assert_eq!(text, continuation("long", 0, text.len()));
-    let decode = cluster.worker("decode-0");
-    assert_eq!(decode.count("generate"), 1 + 2048);
+    assert!(cluster.worker("decode-0").count("generate") > 500, "many of the 2,272 came as far as decoding");
     idle(&cluster).await;
 }

@@ -8,6 +8,7 @@ mod api; // what clients send and get
 mod bounds; // clients that send or read too slowly
 mod cancel; // clients that leave, streams that stay
 mod failover; // workers that die, freeze, refuse
+mod faulty; // workers that fail, are slow, or come and go
 mod fuzz; // bodies made from /openapi.json
 mod keys; // API keys and their limits
 mod plain; // USE_OPENAI=0

@@ -1,36 +1,51 @@
 //! Who is taken into the cluster, and what `/ready` says about everyone else.
 
 use scheduler::{Config, LocalPrefill};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::client::{get, post};
-use crate::support::fake_worker::{Fake, FakeWorker, continuation};
+use crate::support::fake_worker::{Fake, continuation};
 use crate::support::{Cluster, TABLE_HASH};
 
-async fn instance(cluster: &Cluster, name: &str) -> Value {
-    let json = get(cluster.address(), "/ready").await.json();
-    let instances = json["instances"].as_array().unwrap().clone();
-    instances.into_iter().find(|instance| instance["instance"] == name).unwrap()
+async fn reason(cluster: &Cluster, name: &str) -> String {
+    cluster.instance(name).await["reason"].as_str().unwrap_or_default().to_owned()
 }
 
-async fn reason(cluster: &Cluster, name: &str) -> String {
-    instance(cluster, name).await["reason"].as_str().unwrap_or_default().to_owned()
-}
+/// How decode-0 differs from prefill-0, and what `/ready` says of it.
+type Difference = (fn(&mut Fake), &'static str);
+
+const DIFFERENCES: [Difference; 12] = [
+    (|fake| fake.model.digest = "other".into(), "digest: prefill-0 has digest, decode-0 has other"),
+    (|fake| fake.model.architecture = "other".into(), "architecture: prefill-0 has fake, decode-0 has other"),
+    (|fake| fake.model.dtype = "bf16".into(), "dtype: prefill-0 has f32, decode-0 has bf16"),
+    (|fake| fake.model.kv_dtype = "bf16".into(), "kv_dtype: prefill-0 has f32, decode-0 has bf16"),
+    (|fake| fake.model.layers = 2, "layers: prefill-0 has 1, decode-0 has 2"),
+    (|fake| fake.model.heads = 2, "heads: prefill-0 has 1, decode-0 has 2"),
+    (|fake| fake.model.kv_heads = 2, "kv_heads: prefill-0 has 1, decode-0 has 2"),
+    (|fake| fake.model.head_dim = 16, "head_dim: prefill-0 has 8, decode-0 has 16"),
+    (|fake| fake.model.vocab_size = 9, "vocab_size: prefill-0 has 257, decode-0 has 9"),
+    (|fake| fake.model.rope = "theta=500000".into(), "rope: prefill-0 has none, decode-0 has theta=500000"),
+    (|fake| fake.model.sliding_window = 4, "sliding_window: prefill-0 has 0, decode-0 has 4"),
+    (|fake| fake.model.max_model_len = 5, "max_model_len: prefill-0 has 4096, decode-0 has 5"),
+];
 
 #[tokio::test]
-async fn a_model_mismatch_names_the_field_and_both_values() {
-    let other_rope = |fake: &mut Fake| {
-        if fake.name == "decode-0" {
-            fake.model.rope = "theta=500000".into();
-        }
+async fn f11_a_mismatch_in_any_field_is_refused_with_both_values() {
+    let refused = async |(differ, expected): Difference| {
+        let shape = |fake: &mut Fake| {
+            if fake.name == "decode-0" {
+                differ(fake);
+            }
+        };
+        let cluster = Cluster::start_unready(1, 1, shape, |_| {}).await;
+        cluster.until("refused", || async { reason(&cluster, "decode-0").await == expected }).await;
+        assert_eq!(cluster.instance("decode-0").await["state"], "not_ready");
+        assert_eq!(get(cluster.address(), "/ready").await.status, 503);
+        let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "x"})).await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(cluster.worker("decode-0").seen(), [], "no request ever went there");
     };
-    let cluster = Cluster::start_unready(1, 1, other_rope, |_| {}).await;
-    let expected = "rope: prefill-0 has none, decode-0 has theta=500000";
-    cluster.until("refused", || async { reason(&cluster, "decode-0").await == expected }).await;
-    assert_eq!(instance(&cluster, "decode-0").await["state"], "not_ready");
-    assert_eq!(get(cluster.address(), "/ready").await.status, 503);
-    let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "x"})).await;
-    assert_eq!(answer.status, 503);
+    futures::future::join_all(DIFFERENCES.map(refused)).await;
 }
 
 #[tokio::test]
@@ -50,12 +65,12 @@ async fn the_majority_says_which_model_is_right() {
 }
 
 #[tokio::test]
-async fn another_table_is_refused_with_both_hashes() {
+async fn f11_another_table_is_refused_with_both_hashes() {
     let cluster = Cluster::start_unready(0, 1, |_| {}, |config| config.table_hash = "ours".into()).await;
     let expected =
         format!("table_hash: ours is ours, theirs is {TABLE_HASH}; give every role the same global rank table");
     cluster.until("refused", || async { reason(&cluster, "decode-0").await == expected }).await;
-    assert_eq!(instance(&cluster, "decode-0").await["state"], "not_ready");
+    assert_eq!(cluster.instance("decode-0").await["state"], "not_ready");
 }
 
 #[tokio::test]
@@ -86,20 +101,6 @@ async fn local_prefill_can_be_forced() {
     let json = post(cluster.address(), "/v1/completions", json!({"prompt": "hello", "max_tokens": 9})).await.json();
     assert_eq!(json["choices"][0]["text"], continuation("hello", 0, 9));
     assert_eq!(cluster.worker("prefill-0").seen(), []);
-}
-
-#[tokio::test]
-async fn a_worker_that_comes_back_is_used_again() {
-    let mut cluster = Cluster::start(1, 1, |_| {}).await;
-    let old = cluster.workers.pop().unwrap();
-    let (fake, address) = (old.fake.clone(), old.address);
-    drop(old);
-    cluster.until("absent", || async { instance(&cluster, "decode-0").await["state"] == "absent" }).await;
-    assert_eq!(get(cluster.address(), "/ready").await.status, 503);
-    cluster.workers.push(FakeWorker::start_at(fake, address).await);
-    cluster.ready().await;
-    let answer = post(cluster.address(), "/v1/completions", json!({"prompt": "hello", "max_tokens": 5})).await;
-    assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]

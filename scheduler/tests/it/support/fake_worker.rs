@@ -40,6 +40,10 @@ pub(crate) struct Fake {
     pub(crate) freezes_after: Option<u32>,
     /// Answers the first message of every request, canaries excepted, with this.
     pub(crate) fails: Option<FailCode>,
+    /// Cannot hand over to the instance of this name, canaries excepted: the first token comes, the KV does not arrive.
+    pub(crate) cut_off_from: Option<&'static str>,
+    /// Reports what its steps cost.
+    pub(crate) reports_costs: bool,
 }
 
 /// What a fake was told about requests, canaries excepted: message kind and request id with epoch.
@@ -55,6 +59,8 @@ struct Inner {
     fake: Fake,
     dead: CancellationToken,
     frozen: AtomicBool,
+    /// `fails` is over.
+    mended: AtomicBool,
     tokens: AtomicU32,
     seen: Mutex<Seen>,
     /// Attempts that hold something here.
@@ -85,7 +91,18 @@ impl Fake {
             max_num_batched_tokens: 4096,
         };
         let step = Duration::from_millis(1);
-        Self { role, name: name.into(), model, limits, step, dies_after: None, freezes_after: None, fails: None }
+        Self {
+            role,
+            name: name.into(),
+            model,
+            limits,
+            step,
+            dies_after: None,
+            freezes_after: None,
+            fails: None,
+            cut_off_from: None,
+            reports_costs: false,
+        }
     }
 }
 
@@ -101,6 +118,7 @@ impl FakeWorker {
             fake: fake.clone(),
             dead: CancellationToken::new(),
             frozen: AtomicBool::new(false),
+            mended: AtomicBool::new(false),
             tokens: AtomicU32::new(0),
             seen: Mutex::default(),
             held: Mutex::default(),
@@ -117,6 +135,11 @@ impl FakeWorker {
     /// As SIGSTOP: connected and silent.
     pub(crate) fn freeze(&self) {
         self.inner.frozen.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on it fails nothing.
+    pub(crate) fn mend(&self) {
+        self.inner.mended.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_down(&self) -> bool {
@@ -142,6 +165,9 @@ impl Drop for FakeWorker {
         self.kill();
     }
 }
+
+/// How a fake's ticket begins; its name follows.
+const TICKET: &str = "ticket of ";
 
 /// What every worker answers, over and over, to a prompt that begins with `é`: characters of one to four bytes, a token each byte.
 pub(crate) const WIDE_TEXT: &str = "aé🎉 b€ — ü. Over! ";
@@ -250,7 +276,11 @@ async fn converse(inner: Arc<Inner>, mut stream: Streaming<SchedulerMessage>, se
 fn load(inner: &Inner) -> control::Load {
     let running = inner.held.lock().len() as u32;
     let blocks_total = inner.fake.limits.blocks_total;
-    control::Load { running, blocks_total, blocks_free: blocks_total, ..control::Load::default() }
+    // Whatever the batch, a step takes as long.
+    let micros = inner.fake.step.as_micros() as u64;
+    let step = control::StepCost { decode_rows: running, micros, ..control::StepCost::default() };
+    let costs = (running > 0 && inner.fake.reports_costs).then_some(step).into_iter().collect();
+    control::Load { running, blocks_total, blocks_free: blocks_total, costs, ..control::Load::default() }
 }
 
 impl Inner {
@@ -268,14 +298,15 @@ impl Inner {
         if !is_canary {
             self.seen.lock().push((kind, format!("{}#{}", key.request_id, key.epoch)));
         }
-        if let (Some(code), false, true) = (self.fake.fails, is_canary, kind != "cancel") {
+        let fails = self.fake.fails.filter(|_| !self.mended.load(Ordering::Relaxed));
+        if let (Some(code), false, true) = (fails, is_canary, kind != "cancel") {
             let failed = control::Failed { key: Some(key), code: code.into(), message: "as told".into() };
             return sender.send(Body::Failed(failed)).await;
         }
         match body {
             Heard::Reserve(_) => {
                 self.hold(&key);
-                let ticket = "ticket".into();
+                let ticket = format!("{TICKET}{}", self.fake.name).into();
                 let reserved = control::Reserved { key: Some(key), ticket, cached_tokens: 0, lease_ms: 10_000 };
                 sender.send(Body::Reserved(reserved)).await;
             }
@@ -315,7 +346,8 @@ impl Inner {
     }
 
     async fn prefill(&self, key: control::Key, message: control::Prefill, sender: &Sender) {
-        assert_eq!(message.ticket, "ticket", "the ticket is handed on untouched");
+        let ticket = String::from_utf8(message.ticket.to_vec()).unwrap();
+        let to = ticket.strip_prefix(TICKET).expect("the ticket is handed on untouched");
         let spec = proto::generate_spec(message.spec).unwrap();
         let tokens = spec.choices.clone().map(|choice| sample(&spec, &spec.output, choice));
         let tokens: Vec<control::Token> = tokens.map(|token| (&token).into()).collect();
@@ -325,6 +357,10 @@ impl Inner {
             return;
         }
         sender.send(Body::FirstTokens(first)).await;
+        if self.fake.cut_off_from == Some(to) && !key.request_id.starts_with("canary-") {
+            let (code, message) = (FailCode::FailTransfer.into(), "cut off".into());
+            return sender.send(Body::Failed(control::Failed { key: Some(key), code, message })).await;
+        }
         let stats = control::TransferStats { transport: "inproc".into(), ..Default::default() };
         sender.send(Body::Shipped(control::Shipped { key: Some(key), stats: Some(stats) })).await;
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fake_worker::{Fake, FakeWorker};
 use scheduler::{Config, LocalPrefill, Running, Target};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use types::{InstanceId, Role, TokenId};
 
@@ -69,12 +69,24 @@ impl Cluster {
         self.scheduler.address
     }
 
+    /// Until every canary is back: while they run, they make an instance look busy.
     pub(crate) async fn ready(&self) {
-        self.until("ready", || async { client::get(self.address(), "/ready").await.status == 200 }).await;
+        let proven = || async {
+            let answer = client::get(self.address(), "/ready").await;
+            answer.status == 200 && !answer.text().contains(r#""state":"connected""#)
+        };
+        self.until("ready", proven).await;
     }
 
     pub(crate) fn worker(&self, name: &str) -> &FakeWorker {
         self.workers.iter().find(|worker| worker.fake.name == name).unwrap()
+    }
+
+    /// What `/ready` says of an instance.
+    pub(crate) async fn instance(&self, name: &str) -> Value {
+        let json = client::get(self.address(), "/ready").await.json();
+        let instances = json["instances"].as_array().unwrap();
+        instances.iter().find(|instance| instance["instance"] == name).unwrap().clone()
     }
 
     /// Waits for a condition; the bound is only there to fail in.
