@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 /// The machine and the build, as found when the measurement started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Conditions {
     rows: Vec<(&'static str, String)>,
 }

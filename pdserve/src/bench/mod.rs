@@ -1,4 +1,5 @@
-//! `pdserve bench`: what users feel (`serve`), what the arithmetic reaches (`engine`), what a hand-over costs (`transfer`).
+//! `pdserve bench`: what users feel (`serve`), what the arithmetic reaches (`engine`), how it
+//! stands beside other engines (`peers`), what a hand-over costs (`transfer`).
 //!
 //! Whatever is compared is measured in turns within one run, and every figure stands beside a limit or a rival of that same run:
 //! a shared machine's speed drifts by more than most improvements are worth. Figures are medians over rounds.
@@ -6,6 +7,7 @@
 mod conditions;
 mod engine;
 mod model;
+mod peers;
 mod report;
 mod serve;
 mod stats;
@@ -26,6 +28,8 @@ enum What {
     Serve(serve::Args),
     /// Prefill and decode of one engine, beside the limits of this machine
     Engine(engine::Args),
+    /// The same steps on other engines of this machine, in turns, as ratios
+    Peers(peers::Args),
     /// Hand-over of KV on every transport, beside a plain copy and a bare TCP socket
     Transfer(transfer::Args),
     /// Write a model folder with random weights and print where it is
@@ -37,6 +41,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Serve(args) => serve::run(args).await,
         What::Engine(args) => engine::run(args),
+        What::Peers(args) => peers::run(args),
         What::Transfer(args) => transfer::run(args).await,
         What::Model(args) => model::run(&args),
     }

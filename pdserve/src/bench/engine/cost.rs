@@ -20,10 +20,10 @@ pub(super) struct Cost {
 
 /// Rows of one step: each computes `new` tokens after `before` others and samples from the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Work {
-    pub(super) rows: u32,
-    pub(super) before: u32,
-    pub(super) new: u32,
+pub(crate) struct Work {
+    pub(crate) rows: u32,
+    pub(crate) before: u32,
+    pub(crate) new: u32,
 }
 
 impl Cost {

@@ -20,8 +20,10 @@ use super::conditions::Conditions;
 use super::model::{self, Shape};
 use super::report::{self, Table};
 use super::stats::median;
-use cost::{Cost, Work};
-use steps::Steps;
+use cost::Cost;
+
+pub(super) use cost::Work;
+pub(super) use steps::Steps;
 
 /// f32 values that are read to measure memory: beyond every cache, the host's included.
 const READ_VALUES: usize = 256 << 20;
@@ -58,21 +60,42 @@ pub(crate) struct Args {
     block_size: u32,
     /// How often everything is measured, in turns; figures are medians
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
+    pub(super) rounds: u32,
     /// A short look: prompts to 512 tokens, batches 1 and 8, context 256, one round, limits over less memory
     #[arg(long, conflicts_with_all = ["prefill", "batch", "context", "rounds"])]
     quick: bool,
     /// Write the figures of every round to this file
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(super) json: Option<PathBuf>,
 }
 
 /// A row of the table.
-struct Case {
-    name: String,
-    work: Work,
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) work: Work,
     /// Seconds of one step, one per round.
     seconds: Vec<f64>,
+}
+
+impl Case {
+    pub(super) fn new(name: impl Into<String>, work: Work) -> Self {
+        Self { name: name.into(), work, seconds: Vec::new() }
+    }
+
+    /// Computed by one step.
+    pub(super) fn tokens(&self) -> f64 {
+        f64::from(self.work.rows * self.work.new)
+    }
+}
+
+/// A loaded engine and what is to be measured on it.
+pub(super) struct Prepared {
+    pub(super) cases: Vec<Case>,
+    /// Names of the cases that do not fit the model.
+    pub(super) skipped: Vec<String>,
+    pub(super) conditions: Conditions,
+    model: ModelConfig,
+    engine: Engine,
 }
 
 /// What the machine reached at best in one round.
@@ -83,10 +106,39 @@ struct Reached {
 }
 
 /// Measures and reports.
-pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
-    if args.quick {
-        (args.prefill, args.batch, args.context, args.rounds) = (vec![128, 512], vec![1, 8], vec![256], 1);
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let args = args.settled();
+    let Prepared { mut cases, skipped, conditions, model, engine } = prepare(&args)?;
+    let cost = Cost::new(&model, element_bytes(&engine.identity().dtype), element_bytes(&engine.identity().kv_dtype));
+    let reached = measure(&args, engine, &mut cases)?;
+    let table = table(&args, &cost, &cases, &reached);
+    report::print(&conditions, std::slice::from_ref(&table), &does_not_fit(&skipped));
+    if let Some(path) = &args.json {
+        report::write_json(path, &conditions, &[table], details(&cases, &reached))?;
     }
+    Ok(())
+}
+
+impl Args {
+    /// With `--quick` spelled out.
+    pub(super) fn settled(mut self) -> Self {
+        if self.quick {
+            (self.prefill, self.batch, self.context, self.rounds) = (vec![128, 512], vec![1, 8], vec![256], 1);
+        }
+        self
+    }
+
+    /// Compute threads, 0 spelled out.
+    pub(super) fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// Finds or writes the model and loads it with the KV memory that its cases need.
+pub(super) fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     let conditions = Conditions::gather();
     let dir = match Shape::from_str(&args.model, false) {
         Ok(shape) => model::materialise(shape)?,
@@ -94,22 +146,24 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     };
     ensure!(dir.join("config.json").is_file(), "{} is neither 0.5b nor 1b nor a model directory", args.model);
     let model = ModelConfig::load(&dir)?;
-    let (mut cases, skipped) = cases(&args, model.max_position_embeddings);
+    let (cases, skipped) = cases(args, model.max_position_embeddings);
     ensure!(!cases.is_empty(), "nothing to measure: the model's longest sequence is {}", model.max_position_embeddings);
     let started = Instant::now();
-    let engine = load(&args, &dir, &model, &cases)?;
-    let load_seconds = started.elapsed().as_secs_f64();
-    let conditions = describe(conditions, &args, &dir, &engine, load_seconds)?;
-    let cost = Cost::new(&model, element_bytes(&engine.identity().dtype), element_bytes(&engine.identity().kv_dtype));
-    let reached = measure(&args, engine, &mut cases)?;
-    let table = table(&args, &cost, &cases, &reached);
-    let notes: Vec<_> =
-        skipped.iter().map(|name| format!("{name} does not fit the model's longest sequence")).collect();
-    report::print(&conditions, std::slice::from_ref(&table), &notes);
-    if let Some(path) = &args.json {
-        report::write_json(path, &conditions, &[table], details(&cases, &reached))?;
+    let engine = load(args, &dir, &model, &cases)?;
+    let conditions = describe(conditions, args, &dir, &engine, started.elapsed().as_secs_f64())?;
+    Ok(Prepared { cases, skipped, conditions, model, engine })
+}
+
+impl Prepared {
+    /// The engine, ready to be measured, and the rest.
+    pub(super) fn steps(self, args: &Args) -> anyhow::Result<(Steps, Vec<Case>)> {
+        Ok((Steps::new(self.engine, args.block_size)?, self.cases))
     }
-    Ok(())
+}
+
+/// Notes on what was left out.
+pub(super) fn does_not_fit(skipped: &[String]) -> Vec<String> {
+    skipped.iter().map(|name| format!("{name} does not fit the model's longest sequence")).collect()
 }
 
 /// What fits the model, and the names of what does not.
@@ -121,7 +175,7 @@ fn cases(args: &Args, longest: u32) -> (Vec<Case>, Vec<String>) {
     });
     let all = prefill.chain(decode).filter(|(_, work)| work.rows > 0 && work.new > 0);
     let (fit, skipped): (Vec<_>, Vec<_>) = all.partition(|(_, work)| work.before + work.new < longest);
-    let case = |(name, work)| Case { name, work, seconds: Vec::new() };
+    let case = |(name, work)| Case::new(name, work);
     (fit.into_iter().map(case).collect(), skipped.into_iter().map(|(name, _)| name).collect())
 }
 
@@ -158,7 +212,7 @@ fn describe(
     let (identity, memory) = (engine.identity(), engine.memory());
     let gigabytes = memory.weights_bytes as f64 / 1e9;
     Ok(conditions
-        .and("threads", threads(args))
+        .and("threads", args.threads())
         .and("isa", Isa::from_env()?)
         .and(
             "model",
@@ -174,13 +228,6 @@ fn describe(
         .and("load", format!("{load_seconds:.2} s, {:.2} s per GB", load_seconds / gigabytes)))
 }
 
-fn threads(args: &Args) -> usize {
-    match args.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    }
-}
-
 fn element_bytes(name: &str) -> usize {
     if name == "f32" { 4 } else { 2 }
 }
@@ -188,7 +235,7 @@ fn element_bytes(name: &str) -> usize {
 /// Fills in the cases' seconds and returns what the machine could do in each round.
 fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Vec<Reached>> {
     let isa = Isa::from_env()?;
-    let pool = Pool::new("limits", threads(args)).context("cannot start threads")?;
+    let pool = Pool::new("limits", args.threads()).context("cannot start threads")?;
     let values = vec![1.0; if args.quick { READ_VALUES_QUICK } else { READ_VALUES }];
     let mut steps = Steps::new(engine, args.block_size)?;
     let mut reached = Vec::new();
@@ -223,7 +270,7 @@ fn table(args: &Args, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table
     );
     for case in cases {
         let (flop, bytes) = (cost.flop(case.work), cost.bytes(case.work));
-        let tokens = f64::from(case.work.rows * case.work.new);
+        let tokens = case.tokens();
         let over_rounds = |of: &dyn Fn(f64, &Reached) -> f64| {
             median(
                 &case.seconds.iter().zip(reached).map(|(&seconds, reached)| of(seconds, reached)).collect::<Vec<_>>(),

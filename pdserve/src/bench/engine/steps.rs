@@ -16,7 +16,7 @@ const AT_LEAST: Duration = Duration::from_millis(300);
 const FIRST_ID: u32 = 100;
 
 /// An engine with KV in every block.
-pub(super) struct Steps {
+pub(crate) struct Steps {
     engine: Engine,
     block_size: u32,
     vocab: u32,
@@ -33,7 +33,7 @@ impl Steps {
     }
 
     /// Seconds of one step: the mean over as many as fill the time, after one that is not counted.
-    pub(super) fn seconds_per_step(&mut self, work: Work) -> anyhow::Result<f64> {
+    pub(crate) fn seconds_per_step(&mut self, work: Work) -> anyhow::Result<f64> {
         let blocks_per_row = (work.before + work.new).div_ceil(self.block_size);
         let first = FIRST_ID.min(self.vocab / 2);
         let prompt: Vec<TokenId> = (0..work.before + work.new).map(|at| first + at % (self.vocab - first)).collect();
