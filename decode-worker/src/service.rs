@@ -3,7 +3,7 @@
 use proto::control::{FailCode, Reserved, Tokens, worker_message::Body};
 use transfer::{LandingStats, Listening};
 use types::{GenerateSpec, SampledToken};
-use worker::{Attempt, Direction, Failure, Goal, Happening, Job, Order, RoleService};
+use worker::{Attempt, Compiling, Direction, Failure, Goal, Happening, Job, Order, RoleService};
 
 use crate::landing::{LEASE, Landings};
 
@@ -18,7 +18,10 @@ impl RoleService for DecodeService {
     async fn serve(&self, mut attempt: Attempt) -> Result<(), Failure> {
         match attempt.order().await? {
             Order::Reserve(spec) => self.receive(attempt, spec).await,
-            Order::Generate { spec, first } if first.is_empty() => stream(&attempt, spec, Goal::Complete).await,
+            Order::Generate { spec, first } if first.is_empty() => {
+                let compiling = attempt.compile(&spec.sampling);
+                stream(&attempt, spec, Goal::Complete, compiling).await
+            }
             Order::Generate { .. } => {
                 Err(Failure::new(FailCode::FailLease, "no reservation for this attempt: its lease ran out"))
             }
@@ -29,6 +32,7 @@ impl RoleService for DecodeService {
 
 impl DecodeService {
     async fn receive(&self, mut attempt: Attempt, reserved: GenerateSpec) -> Result<(), Failure> {
+        let compiling = attempt.compile(&reserved.sampling);
         let reservation = self.landings.reserve(&attempt.key, &reserved).await?;
         attempt
             .reply(Body::Reserved(Reserved {
@@ -44,7 +48,7 @@ impl DecodeService {
         let order = tokio::time::timeout(LEASE, attempt.order()).await.map_err(|_| never_generated())??;
         let Order::Generate { spec, first } = order else { return Err(order.unexpected("Generate")) };
         check_continues(&reserved, &spec, &first)?;
-        stream(&attempt, spec, Goal::Continue { table, first }).await
+        stream(&attempt, spec, Goal::Continue { table, first }, compiling).await
     }
 
     fn measure(&self, stats: &LandingStats) {
@@ -56,8 +60,9 @@ impl DecodeService {
 }
 
 /// Runs the job and sends its tokens as they come.
-async fn stream(attempt: &Attempt, spec: GenerateSpec, goal: Goal) -> Result<(), Failure> {
-    let mut job = attempt.submit(Job { key: attempt.key.clone(), spec, goal })?;
+async fn stream(attempt: &Attempt, spec: GenerateSpec, goal: Goal, compiling: Compiling) -> Result<(), Failure> {
+    let matcher = compiling.matcher().await?;
+    let mut job = attempt.submit(Job { key: attempt.key.clone(), spec, goal, matcher })?;
     loop {
         match job.next().await? {
             Happening::Sampled { tokens, prompt } => {
@@ -76,6 +81,9 @@ fn check_continues(reserved: &GenerateSpec, spec: &GenerateSpec, first: &[Sample
     let bad = |message: String| Err(Failure::new(FailCode::FailBadRequest, message));
     if reserved.prompt != spec.prompt || reserved.output != spec.output {
         return bad("Generate has another context than its Reserve".into());
+    }
+    if reserved.sampling.grammar != spec.sampling.grammar {
+        return bad("Generate has another grammar than its Reserve".into());
     }
     let position = spec.output.len() as u32;
     if let Some(token) = first.iter().find(|token| token.position != position || !spec.choices.contains(&token.choice))

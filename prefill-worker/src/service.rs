@@ -31,7 +31,8 @@ impl PrefillService {
     async fn prefill(&self, attempt: Attempt, spec: GenerateSpec, ticket: Bytes) -> Result<(), Failure> {
         let hand_off = Arc::new(HandOff::new(attempt.key.clone(), ticket, self.shipping.clone()));
         let goal = Goal::FirstTokens { watcher: hand_off.clone() };
-        let mut job = attempt.submit(Job { key: attempt.key.clone(), spec, goal })?;
+        let matcher = attempt.compile(&spec.sampling).matcher().await?;
+        let mut job = attempt.submit(Job { key: attempt.key.clone(), spec, goal, matcher })?;
         // The client gets its first token now, whatever becomes of the hand-over.
         let (tokens, prompt) = first_tokens(&mut job).await?;
         attempt.reply(first_tokens_message(&attempt, &tokens, prompt)).await?;

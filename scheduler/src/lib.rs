@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use text::{ChatTemplate, Tokenizer};
+use text::{ChatTemplate, Grammars, Tokenizer};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -101,6 +101,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let api = Arc::new(Api {
         cluster,
         admission: Arc::new(Admission::new(&config.bounds)),
+        grammars: Grammars::new(tokenizer.clone()),
         tokenizer,
         template,
         trust_request_chat_template: config.trust_request_chat_template,

@@ -15,7 +15,8 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("proto", "proto", &["types"]),
     ("engine", "crates/engine", &["kernels", "kv", "types"]),
     ("transfer", "crates/transfer", &["kv", "proto", "telemetry", "types"]),
-    ("worker", "crates/worker", &["engine", "transfer", "kv", "proto", "ranktable", "telemetry", "types"]),
+    // text: grammars need the vocabulary beside the sampler.
+    ("worker", "crates/worker", &["engine", "transfer", "kv", "proto", "ranktable", "telemetry", "text", "types"]),
     ("scheduler", "scheduler", &["types", "kv", "text", "openai", "proto", "ranktable", "telemetry"]),
     ("ranktable-tool", "ranktable-tool", &["ranktable"]),
     ("prefill-worker", "prefill-worker", &["worker", "engine", "transfer", "kv", "proto", "telemetry", "types"]),

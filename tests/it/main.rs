@@ -9,9 +9,13 @@ mod faults;
 mod guide;
 /// Which room may know which.
 mod layers;
+/// Every request parameter in every way of serving.
+mod matrix;
 /// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.
 mod parity;
 /// `pdserve up` and HTTP, as a user meets them.
 mod product;
+/// Texts held to schemas, expressions and grammars.
+mod structured;
 /// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.
 mod workers;

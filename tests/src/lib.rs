@@ -5,11 +5,13 @@
 mod client;
 mod oracle;
 mod process_cluster;
+mod random_model;
 pub mod workers;
 
 pub use client::{Client, Reply, Streamed};
 pub use oracle::Oracle;
 pub use process_cluster::ProcessCluster;
+pub use random_model::random_model;
 
 use std::path::{Path, PathBuf};
 

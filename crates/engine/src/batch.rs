@@ -1,9 +1,10 @@
 //! What one step computes: rows of new tokens, draws from their logits, and who hears of finished layers.
 
+use std::fmt::Debug;
 use std::ops::Range;
 
 use kv::BlockId;
-use types::{SampledToken, SamplingParams, TokenId};
+use types::{SampledToken, SamplingParams, TokenId, TokenSet};
 
 /// The rows of one step.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,13 @@ pub struct SampleRequest<'a> {
     pub choice: u32,
     pub prompt: &'a [TokenId],
     pub output: &'a [TokenId],
+    pub constraint: Option<&'a dyn Constraint>,
+}
+
+/// Says what may follow in a sequence that is held to a grammar. Asked on compute threads, right before the draw.
+pub trait Constraint: Sync + Debug {
+    /// Of the model's own ends it says nothing: they are drawn where the set has an end. Nothing at all: no token is drawn.
+    fn next(&self, output: &[TokenId]) -> TokenSet;
 }
 
 /// Hears when KV is ready to be shipped.
@@ -50,6 +58,7 @@ impl StepObserver for NoObserver {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutput {
     /// Per row of the batch, one token per [`SampleRequest`], in order. `finish` is set where the token ends its choice.
+    /// A row is empty where a request leaves no token to be drawn.
     pub rows: Vec<Vec<SampledToken>>,
     /// Wall time of the step in microseconds, sampling included.
     pub micros: u64,

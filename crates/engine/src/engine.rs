@@ -13,7 +13,7 @@ use crate::models::ModelConfig;
 use crate::models::decoder::{Decoder, part};
 use crate::plan::{Bounds, StepPlan};
 use crate::ranks::AllReduce;
-use crate::sample::Sampler;
+use crate::sample::{NotANumber, Sampler};
 use crate::store::{RankedStore, arena_shape};
 use crate::weights::{Weights, element_name};
 use crate::{
@@ -40,6 +40,9 @@ pub struct Engine {
     /// `[sampled token][vocabulary]` of the current step.
     logits: Vec<f32>,
 }
+
+/// What came of one request: no token where it leaves none.
+type Draw = Result<Option<SampledToken>, NotANumber>;
 
 struct Rank {
     backend: Cpu,
@@ -145,15 +148,17 @@ impl Engine {
         let draws: Vec<(usize, &SampleRequest<'_>, &[f32])> = rows
             .flat_map(|((index, row), logits)| row.samples.iter().map(move |request| (index, request, logits)))
             .collect();
-        let drawn: Vec<Mutex<Option<SampledToken>>> = draws.iter().map(|_| Mutex::new(None)).collect();
+        let drawn: Vec<Mutex<Draw>> = draws.iter().map(|_| Mutex::new(Ok(None))).collect();
         self.pool.run(draws.len(), |draw| {
             let (_, request, logits) = draws[draw];
             *drawn[draw].lock() = self.sampler.sample(logits, request);
         });
         let mut rows = vec![Vec::new(); batch.rows.len()];
         for ((row, ..), token) in draws.iter().zip(drawn) {
-            rows[*row].push(token.into_inner().ok_or(Error::NotANumber { row: *row })?);
+            rows[*row].extend(token.into_inner().map_err(|NotANumber| Error::NotANumber { row: *row })?);
         }
+        let incomplete = batch.rows.iter().zip(&mut rows).filter(|(row, drawn)| drawn.len() < row.samples.len());
+        incomplete.for_each(|(_, drawn)| drawn.clear());
         Ok(rows)
     }
 }

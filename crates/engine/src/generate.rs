@@ -37,7 +37,13 @@ fn prefill(
     chunk: usize,
 ) -> Result<Vec<SampledToken>, Error> {
     let chunk = chunk.min(engine.limits().max_num_batched_tokens as usize);
-    let draws = |choice| SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &spec.output };
+    let draws = |choice| SampleRequest {
+        params: &spec.sampling,
+        choice,
+        prompt: &spec.prompt,
+        output: &spec.output,
+        constraint: None,
+    };
     let mut start = 0;
     loop {
         let end = context.len().min(start + chunk);
@@ -70,7 +76,8 @@ fn continue_choice(
         output.push(id);
         let position = context_len + tokens.len() - 1;
         table.extend(pool.allocate(table.blocks_needed(position + 1), owner(Phase::Decoding))?);
-        let sample = SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output };
+        let sample =
+            SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output, constraint: None };
         let row = BatchRow { tokens: &[id], start: position as u32, blocks: table.ids(), samples: vec![sample] };
         let mut step = engine.step(&Batch { rows: vec![row] }, &NoObserver)?;
         tokens.append(&mut step.rows[0]);

@@ -24,7 +24,7 @@ mod sample;
 mod store;
 mod weights;
 
-pub use batch::{Batch, BatchRow, NoObserver, SampleRequest, StepObserver, StepOutput};
+pub use batch::{Batch, BatchRow, Constraint, NoObserver, SampleRequest, StepObserver, StepOutput};
 pub use config::{EngineConfig, LoadProgress, LoadStage};
 pub use engine::Engine;
 pub use error::Error;

@@ -1,10 +1,11 @@
 //! From logits to a token.
 //!
-//! Pure: the same logits and request yield the same token, on any instance. Order: allowed tokens, bad words and minimum length,
-//! logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the untouched logits.
+//! Pure: the same logits and request yield the same token, on any instance. Order: constraint, allowed tokens, bad words and minimum
+//! length, logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the untouched logits.
 
 mod adjust;
 mod draw;
+mod permit;
 mod random;
 
 use kernels::{Isa, argmax, log_sum_exp};
@@ -14,6 +15,10 @@ use crate::SampleRequest;
 
 /// Below this, a temperature is greedy: dividing by it would overflow.
 const TEMPERATURE_MIN: f32 = 1e-5;
+
+/// The model computed no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotANumber;
 
 /// Draws tokens and decides when a choice ends.
 pub(crate) struct Sampler {
@@ -31,17 +36,25 @@ impl Sampler {
         &self.eos_token_ids
     }
 
-    /// `None` if the logits are not numbers.
-    pub(crate) fn sample(&self, logits: &[f32], request: &SampleRequest<'_>) -> Option<SampledToken> {
+    /// `None` if the request leaves no token.
+    pub(crate) fn sample(
+        &self,
+        logits: &[f32],
+        request: &SampleRequest<'_>,
+    ) -> Result<Option<SampledToken>, NotANumber> {
         let params = request.params;
         let normaliser = log_sum_exp(self.isa, logits);
         if !normaliser.is_finite() {
-            return None;
+            return Err(NotANumber);
         }
         let ends = self.ends(request);
-        let adjusted = adjust::adjust(logits, request, &ends);
+        let permitted = permit::permitted(request, &self.eos_token_ids);
+        let adjusted = adjust::adjust(logits, request, &ends, permitted.as_ref());
         let scores = adjusted.as_deref().unwrap_or(logits);
-        let best = argmax(self.isa, scores)?;
+        let best = argmax(self.isa, scores).ok_or(NotANumber)?;
+        if scores[best] == f32::NEG_INFINITY {
+            return Ok(None);
+        }
         let id = if params.temperature < TEMPERATURE_MIN {
             best
         } else {
@@ -49,19 +62,20 @@ impl Sampler {
             draw::draw(scores, scores[best], params, random::uniform(params.seed, request.choice, position))
         };
         let top = draw::largest(logits, params.logprobs.unwrap_or(0) as usize);
-        Some(SampledToken {
+        Ok(Some(SampledToken {
             choice: request.choice,
             id: id as TokenId,
             position: request.output.len() as u32,
             logprob: logits[id] - normaliser,
             top: top.into_iter().map(|id| (id as TokenId, logits[id] - normaliser)).collect(),
             finish: self.finish(id as TokenId, request, &ends),
-        })
+        }))
     }
 
-    /// Tokens that end this request.
+    /// Tokens that end this request. Under a constraint EOS is drawn only where the text ends.
     fn ends(&self, request: &SampleRequest<'_>) -> Vec<TokenId> {
-        let eos: &[TokenId] = if request.params.ignore_eos { &[] } else { &self.eos_token_ids };
+        let text = request.params.ignore_eos && request.constraint.is_none();
+        let eos: &[TokenId] = if text { &[] } else { &self.eos_token_ids };
         eos.iter().chain(&request.params.stop_token_ids).copied().collect()
     }
 

@@ -110,7 +110,8 @@ fn check_given(at: &str, engine: &mut Engine, pool: &BlockPool, golden: &Prompt,
     for (i, expected) in expected.iter().enumerate() {
         let next = tokens[i + 1];
         let params = SamplingParams { logit_bias: vec![(next, 1e6)], ..SamplingParams::default() };
-        let samples = vec![SampleRequest { params: &params, choice: 0, prompt: &tokens[..=i], output: &[] }];
+        let samples =
+            vec![SampleRequest { params: &params, choice: 0, prompt: &tokens[..=i], output: &[], constraint: None }];
         let row = BatchRow { tokens: &tokens[i..=i], start: i as u32, blocks: table.ids(), samples };
         let output = engine.step(&Batch { rows: vec![row] }, &NoObserver).unwrap();
         let found = &output.rows[0][0];

@@ -72,6 +72,14 @@ bounds! {
     chat_template_kwargs_bytes = 65_536,
     /// Bytes of a request's own chat_template.
     chat_template_bytes = 65_536,
+    /// Bytes of a JSON schema or of a grammar.
+    grammar_bytes = 65_536,
+    /// Nesting of a JSON schema.
+    schema_depth = 32,
+    /// Bytes of a regular expression that the output must match.
+    regex_bytes = 4096,
+    /// Entries of guided_choice.
+    choice_texts = 1024,
     /// Entries of documents.
     documents = 256,
     /// Characters of cache_salt.

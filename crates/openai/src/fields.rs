@@ -116,6 +116,18 @@ const STREAM_OPTIONS: Kind = structured(
 );
 const TOOL_CHOICE: Kind = structured(r#"{"anyOf": [{"type": "string"}, {"type": "object"}]}"#);
 
+const TEXTS: Kind = structured(r#"{"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}"#);
+const SCHEMA: Kind = structured(r#"{"anyOf": [{"type": "object"}, {"type": "string"}]}"#);
+const RESPONSE_FORMAT: Kind = structured(
+    r#"{"type": "object", "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {"type": "object", "properties": {"name": {"type": "string"}, "description": {"type": "string"}, "schema": {"type": "object"}, "strict": {"type": "boolean"}}, "required": ["schema"]}}, "required": ["type"]}"#,
+);
+const TEXT_FORMAT: Kind = structured(
+    r#"{"type": "object", "properties": {"format": {"type": "object", "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "name": {"type": "string"}, "schema": {"type": "object"}, "strict": {"type": "boolean"}}, "required": ["type"]}}}"#,
+);
+const STRUCTURED_OUTPUTS: Kind = structured(
+    r#"{"type": "object", "properties": {"json": {"anyOf": [{"type": "object"}, {"type": "string"}]}, "regex": {"type": "string"}, "choice": {"type": "array", "items": {"type": "string"}}, "grammar": {"type": "string"}, "json_object": {"type": "boolean"}, "disable_any_whitespace": {"type": "boolean"}}}"#,
+);
+
 const fn number(min: f64, max: f64) -> Kind {
     Kind::Number { min, max, min_allowed: true }
 }
@@ -151,9 +163,6 @@ fn is_empty_list(value: &Value) -> bool {
 fn equals<const WHOLE: i64>(value: &Value) -> bool {
     value.as_f64() == Some(WHOLE as f64)
 }
-fn is_text_format(value: &Value) -> bool {
-    value.get("type").and_then(Value::as_str) == Some("text")
-}
 
 /// Every field we know; others are accepted and ignored.
 #[rustfmt::skip]
@@ -169,7 +178,7 @@ pub static FIELDS: &[Field] = &[
     field("messages", HT, MESSAGES, "the conversation; content is a string or a list of text parts"),
     field("input", R, INPUT, "string, or a list of messages; content is a string or a list of text parts"),
     field("instructions", R, STRING, "a system message in front of the input"),
-    field("text", R, OBJECT, "format: type text only"),
+    field("text", R, TEXT_FORMAT, "format: text, json_object or json_schema; the schema always holds, strict or not"),
     field("tool_choice", R, TOOL_CHOICE, "auto or none"),
     field("add_special_tokens", C, Kind::Bool, "let the tokenizer add BOS").or("true"),
     field("add_special_tokens", H, Kind::Bool, "let the tokenizer add BOS").or("false"),
@@ -212,6 +221,13 @@ pub static FIELDS: &[Field] = &[
     field("allowed_token_ids", BOTH, IDS, "only these tokens may be drawn"),
     field("bad_words", BOTH, WORDS, "list of strings whose tokens the answer must not contain").or("[]"),
     field("priority", BOTH, Kind::Integer { min: -PRIORITY_MAX, max: |_| PRIORITY_MAX }, "lower is served first where requests wait for a worker").or("0"),
+    // What form the text must have; one of these at most.
+    field("response_format", BOTH, RESPONSE_FORMAT, "text, json_object or json_schema; the schema always holds, strict or not").or(r#"{"type": "text"}"#),
+    field("guided_json", BOTH, SCHEMA, "the text is JSON of this schema, an object or its text"),
+    field("guided_regex", BOTH, STRING, "the text as a whole matches this regular expression"),
+    field("guided_choice", BOTH, TEXTS, "the text is one of these"),
+    field("guided_grammar", BOTH, STRING, "the text is one of this grammar, in the notation of Lark or GBNF (EBNF with ::=)"),
+    field("structured_outputs", BOTH, STRUCTURED_OUTPUTS, "exactly one of json, regex, choice, grammar and json_object"),
     // What to report.
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
     field("logprobs", H, Kind::Bool, "").or("false"),
@@ -233,7 +249,7 @@ pub static FIELDS: &[Field] = &[
     field("include", R, Kind::Accepted, "ignored"),
     field("spaces_between_special_tokens", CHG, Kind::Accepted, "no effect with fast tokenizers"),
     field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
-    field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored"),
+    field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored: JSON is spaced by nothing, a space, or a line break with its indentation"),
     field("parallel_tool_calls", HR, Kind::Accepted, "ignored"),
     field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
     // Refused until built.
@@ -248,12 +264,6 @@ pub static FIELDS: &[Field] = &[
     field("top_logprobs", R, not_yet(equals::<0>, "logprobs"), "0 only"),
     field("tools", R, not_yet(is_empty_list, "calling tools"), "empty only"),
     field("suffix", C, not_yet(never, "text insertion"), ""),
-    field("response_format", BOTH, not_yet(is_text_format, "structured output"), "type text only"),
-    field("guided_json", BOTH, not_yet(never, "structured output"), ""),
-    field("guided_regex", BOTH, not_yet(never, "structured output"), ""),
-    field("guided_choice", BOTH, not_yet(never, "structured output"), ""),
-    field("guided_grammar", BOTH, not_yet(never, "structured output"), ""),
-    field("structured_outputs", BOTH, not_yet(never, "structured output"), ""),
 ];
 
 /// A bound as the largest value of an integer field.

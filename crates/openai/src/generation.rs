@@ -5,6 +5,7 @@ use types::{SamplingParams, TokenId};
 
 use crate::check::{Fields, at_most, check_text, token_id, wrong};
 use crate::error::Shown;
+use crate::structured::{self, Structured};
 use crate::{ApiError, Bounds};
 
 /// Temperatures between 0 and this are raised to it, since smaller ones overflow the scaled logits.
@@ -47,7 +48,10 @@ pub struct Generation {
     pub seed: Option<u64>,
     /// `None` = rest of the context. 0 only with echo.
     pub max_tokens: Option<u32>,
-    /// Everything but `seed` and `max_tokens`, which [`Generation::sampling`] fills in, and `bad_words`, which need a tokenizer.
+    /// What the text is held to.
+    pub structured: Option<Structured>,
+    /// Everything but `seed`, `max_tokens` and `grammar`, which [`Generation::sampling`] fills in, and `bad_words`, which need a
+    /// tokenizer.
     pub(crate) template: SamplingParams,
 }
 
@@ -84,6 +88,7 @@ impl Generation {
             truncation: read_truncation(fields)?,
             seed: fields.integer("seed").filter(|seed| *seed != -1).map(|seed| seed as u64),
             max_tokens: fields.count("max_completion_tokens").or(fields.count("max_tokens")),
+            structured: structured::read(fields, bounds)?,
             template: read_sampling(fields, bounds)?,
         };
         generation.check_together()?;
@@ -154,7 +159,8 @@ impl Generation {
         if let Some(id) = self.template.allowed_token_ids.iter().find(|id| **id >= model.vocab_size) {
             return Err(outside_vocabulary("allowed_token_ids", *id, model));
         }
-        Ok(SamplingParams { seed: self.seed.unwrap_or(fresh_seed), max_tokens, ..self.template.clone() })
+        let grammar = self.structured.as_ref().map(|structured| structured.grammar.clone());
+        Ok(SamplingParams { seed: self.seed.unwrap_or(fresh_seed), max_tokens, grammar, ..self.template.clone() })
     }
 
     /// Whether tokens' logprobs go into the answer.

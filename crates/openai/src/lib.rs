@@ -19,6 +19,7 @@ mod openapi;
 mod response;
 mod responses;
 mod stream;
+mod structured;
 mod tokenize;
 
 pub use bounds::{Bound, Bounds};
@@ -34,6 +35,7 @@ pub use openapi::openapi;
 pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
 pub use responses::{Repeated, Responding, ResponsesRequest};
 pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
+pub use structured::Structured;
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, Source, TokenizeRequest, TokenizeResponse};
 
 #[cfg(test)]

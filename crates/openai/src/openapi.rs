@@ -191,7 +191,7 @@ mod tests {
             "n",
             json!({ "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 8 }, { "type": "null" }], "description": "choices per prompt", "default": 1 }),
         );
-        check("guided_json", json!({ "description": "not supported yet: structured output" }));
+        check("kv_transfer_params", json!({ "description": "ignored: a client never names addresses or blocks" }));
         assert_eq!(chat["messages"]["type"], "array", "required, so never null");
     }
 

@@ -6,6 +6,7 @@ use crate::check::{Fields, at_most, check_text, wrong};
 use crate::error::Shown;
 use crate::fields::find;
 use crate::json::parse_object;
+use crate::structured;
 use crate::{ApiError, Bounds, ChatMessage, Conversation, Endpoint, Finish, Generation, Head, Usage};
 
 /// A request that can be served.
@@ -24,6 +25,7 @@ pub struct Repeated {
     max_output_tokens: Option<u32>,
     temperature: f64,
     top_p: f64,
+    format: Value,
 }
 
 impl ResponsesRequest {
@@ -33,10 +35,10 @@ impl ResponsesRequest {
         // What this endpoint does not know must not reach the code that it shares with others.
         object.retain(|name, _| find(Endpoint::Responses, name).is_some());
         let fields = Fields::check(&object, Endpoint::Responses, bounds)?;
-        check_format(&fields)?;
         check_tool_choice(&fields)?;
         let mut generation = Generation::read(&fields, bounds)?;
         generation.max_tokens = fields.count("max_output_tokens");
+        generation.structured = structured::read_text(&fields, bounds)?;
         let instructions = match fields.get("instructions") {
             Some(value) => Some(check_text("instructions", value, bounds.body_bytes)?.to_owned()),
             None => None,
@@ -47,6 +49,12 @@ impl ResponsesRequest {
             max_output_tokens: generation.max_tokens,
             temperature: fields.number("temperature").unwrap_or(1.0),
             top_p: fields.number("top_p").unwrap_or(1.0),
+            format: fields
+                .get("text")
+                .and_then(|text| text.get("format"))
+                .filter(|format| !format.is_null())
+                .cloned()
+                .unwrap_or_else(|| json!({ "type": "text" })),
         };
         let conversation = Conversation {
             chat_template: None,
@@ -64,15 +72,6 @@ impl ResponsesRequest {
 
 fn plain_message(role: &str, text: String) -> ChatMessage {
     ChatMessage { role: role.to_owned(), content: Some(text), extra: Map::new() }
-}
-
-fn check_format(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let Some(text) = fields.get("text") else { return Ok(()) };
-    let Value::Object(text) = text else { return Err(wrong("text", "an object", text)) };
-    match text.get("format").map(|format| format.get("type").and_then(Value::as_str)) {
-        None | Some(Some("text")) => Ok(()),
-        Some(_) => Err(ApiError::not_supported("text.format", "structured output")),
-    }
 }
 
 fn check_tool_choice(fields: &Fields<'_>) -> Result<(), ApiError> {
@@ -240,7 +239,7 @@ impl Responding {
     }
 
     fn response(&self, status: &str, output: Vec<Value>, usage: Value) -> Value {
-        let Repeated { instructions, max_output_tokens, temperature, top_p } = &self.repeated;
+        let Repeated { instructions, max_output_tokens, temperature, top_p, format } = &self.repeated;
         let incomplete = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
         json!({
             "id": self.head.id,
@@ -260,7 +259,7 @@ impl Responding {
             "service_tier": null,
             "store": false,
             "temperature": temperature,
-            "text": { "format": { "type": "text" } },
+            "text": { "format": format },
             "tool_choice": "auto",
             "tools": [],
             "top_p": top_p,

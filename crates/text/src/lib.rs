@@ -1,7 +1,8 @@
-//! Text at the edges of the cluster: tokenizer, chat template, incremental detokeniser, stop strings.
+//! Text at the edges of the cluster: tokenizer, chat template, incremental detokeniser, stop strings, grammars.
 //!
 //! Everything is synchronous and cheap to clone; a request's text state (`Detokenizer`, `StopMatcher`) lives in the scheduler and
-//! survives a change of worker.
+//! survives a change of worker. A `Matcher` is the one
+//! thing here that lives in a worker: it turns a grammar into sets of tokens beside the sampler.
 
 mod decoder;
 #[cfg(test)]
@@ -9,6 +10,7 @@ mod demo;
 mod detokenizer;
 mod dialect;
 mod error;
+mod grammar;
 mod python;
 mod stop;
 mod template;
@@ -16,6 +18,7 @@ mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use error::Error;
+pub use grammar::{GrammarError, Grammars, Matcher};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::Tokenizer;

@@ -6,8 +6,10 @@ mod identity;
 mod ids;
 mod sampling;
 mod stage;
+mod token_set;
 
 pub use identity::{Limits, Mismatch, ModelIdentity};
 pub use ids::{Epoch, InstanceId, RequestId, RequestKey, Role, TokenId};
 pub use sampling::{FinishReason, GenerateSpec, Grammar, SampledToken, SamplingParams};
 pub use stage::Stage;
+pub use token_set::TokenSet;

@@ -21,7 +21,7 @@ mod server;
 
 pub use args::WorkerArgs;
 pub use config::{Config, ConfigError};
-pub use control::{Attempt, AttemptJob, Introduction, Order, RoleService};
+pub use control::{Attempt, AttemptJob, Compiling, Introduction, Order, RoleService};
 pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
 pub use runner::{
     Event, Failure, Goal, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,

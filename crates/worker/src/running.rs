@@ -9,6 +9,7 @@ use axum::Router;
 use engine::{Engine, LoadStage};
 use kv::{BlockPool, KvStore};
 use telemetry::WorkerMetrics;
+use text::Grammars;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -100,7 +101,8 @@ impl Loaded {
             limits: self.limits,
             incarnation: self.incarnation,
         };
-        let control = Control::new(me, role, self.engine.clone());
+        let grammars = Grammars::of_model(self.config.engine.model_dir.clone());
+        let control = Control::new(me, role, self.engine.clone(), grammars);
         let door = Door::new(&self.config, &control, &self.engine, kv);
         let drain = CancellationToken::new();
         let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, door));

@@ -47,7 +47,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     let echo = last.and_then(|last| last.content.clone()).unwrap_or_default();
     let prompt = prompt(api, body.len(), conversation).await?;
     let order = Order { caller, kind: "chatcmpl-", generation, prompts: vec![prompt], after_prompt: false, arrived };
-    Ok((api.launch(order)?, echo))
+    Ok((api.launch(order).await?, echo))
 }
 
 /// The conversation in the words of a chat template, tokenised.

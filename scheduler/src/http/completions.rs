@@ -54,7 +54,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     .await?;
     let echo: Vec<String> = if echo { texts } else { Vec::new() };
     let order = Order { caller, kind: "cmpl-", generation, prompts, after_prompt: true, arrived };
-    Ok((api.launch(order)?, echo))
+    Ok((api.launch(order).await?, echo))
 }
 
 /// A prompt as ids and as text.

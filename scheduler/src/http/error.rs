@@ -9,7 +9,7 @@ use telemetry::Outcome;
 use crate::request::RequestError;
 
 /// Seconds after which a client that was turned away should try again.
-const RETRY_SECONDS: u32 = 1;
+pub(crate) const RETRY_SECONDS: u32 = 1;
 
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {

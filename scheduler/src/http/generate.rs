@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use kv::ChainRoot;
-use openai::{ApiError, Generation, Head, ModelFacts, StreamOptions, Usage};
+use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, StreamOptions, Structured, Usage};
 use telemetry::Outcome;
-use text::Tokenizer;
+use text::{GrammarError, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
 use types::{RequestId, SamplingParams, TokenId};
 
-use super::{Api, Caller, error, unix_seconds};
+use super::error::{self, RETRY_SECONDS};
+use super::{Api, Caller, unix_seconds};
 use crate::answer::{Piece, Style};
 use crate::output::{self, Item, Reader, Writer};
 use crate::request::{Request, RequestError, serve};
@@ -68,12 +69,15 @@ impl Drop for Ending {
 
 impl Api {
     /// Starts to serve. Nothing has been sent to the client yet.
-    pub(super) fn launch(self: &Arc<Self>, mut order: Order) -> Result<Generating, ApiError> {
+    pub(super) async fn launch(self: &Arc<Self>, mut order: Order) -> Result<Generating, ApiError> {
         let permit_of_key = order.caller.key.as_ref().map(|key| key.permit()).transpose()?;
         let permit = self.admission.admit()?;
         let facts = self.facts();
         order.prompts.iter_mut().try_for_each(|prompt| order.generation.truncate(prompt, &facts))?;
         let requests = self.requests(&order, &facts)?;
+        if let Some(structured) = &order.generation.structured {
+            self.check_grammar(structured).await?;
+        }
         let Order { caller, kind, generation, .. } = order;
         self.metrics().admitted(generation.n);
         let generating = Generating {
@@ -96,6 +100,20 @@ impl Api {
             _permit_of_key: permit_of_key,
         };
         Ok(generating)
+    }
+
+    /// A grammar that the workers could not follow is refused here, before any of them hears of it.
+    async fn check_grammar(&self, structured: &Structured) -> Result<(), ApiError> {
+        let (grammars, grammar) = (self.grammars.clone(), structured.grammar.clone());
+        let compiled = tokio::task::spawn_blocking(move || grammars.compile(&grammar).map(drop));
+        let compiled = compiled.await.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))?;
+        compiled.map_err(|error| match error {
+            GrammarError::Invalid(_) | GrammarError::Slow => {
+                ApiError::bad_field(&structured.field, format!("{}: {error}", structured.field))
+            }
+            GrammarError::Busy => ApiError::overloaded(error.to_string(), RETRY_SECONDS),
+            GrammarError::Unavailable(_) => ApiError::new(ErrorKind::NotImplemented, error.to_string()),
+        })
     }
 
     /// One request per prompt.
@@ -279,7 +297,7 @@ pub(super) async fn off_loop<T: Send + 'static>(
     if bytes <= INLINE_BYTES {
         return work();
     }
-    let internal = |_| ApiError::new(openai::ErrorKind::Internal, "internal error");
+    let internal = |_| ApiError::new(ErrorKind::Internal, "internal error");
     tokio::task::spawn_blocking(work).await.map_err(internal)?
 }
 

@@ -29,7 +29,7 @@ use hyper::{Request, Response};
 use openai::{ApiError, ErrorKind, ModelFacts};
 use serde::Serialize;
 use telemetry::SchedulerMetrics;
-use text::{ChatTemplate, Tokenizer};
+use text::{ChatTemplate, Grammars, Tokenizer};
 use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 use tracing::error;
@@ -48,6 +48,7 @@ pub(crate) struct Api {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) tokenizer: Tokenizer,
+    pub(crate) grammars: Grammars,
     pub(crate) template: Option<ChatTemplate>,
     /// Requests may bring a template of their own.
     pub(crate) trust_request_chat_template: bool,

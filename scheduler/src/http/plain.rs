@@ -56,7 +56,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     let texts = Texts { texts: vec![prompt; generation.n as usize], delimiter: delimiter(api.protocol) };
     let prompts = vec![tokens];
     let order = Order { caller, kind: "generate-", generation, prompts, after_prompt: true, arrived };
-    Ok((api.launch(order)?, texts))
+    Ok((api.launch(order).await?, texts))
 }
 
 fn delimiter(protocol: Protocol) -> &'static str {

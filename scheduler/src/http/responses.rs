@@ -40,7 +40,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     api.check_model(generation.model.as_deref())?;
     let prompts = vec![chat::prompt(api, body.len(), conversation).await?];
     let order = Order { caller, kind: "resp_", generation, prompts, after_prompt: false, arrived };
-    let generating = api.launch(order)?;
+    let generating = api.launch(order).await?;
     let responding = Responding::new(generating.head.clone(), repeated);
     Ok((generating, responding))
 }

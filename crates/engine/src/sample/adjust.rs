@@ -2,23 +2,34 @@
 
 use std::collections::{HashMap, HashSet};
 
-use types::TokenId;
+use types::{TokenId, TokenSet};
 
+use super::permit::restricted;
 use crate::SampleRequest;
 
-/// The adjusted logits, `None` if the request leaves them as they are. Ids outside the vocabulary are ignored.
+/// The adjusted logits, `None` if the request leaves them as they are. Ids outside the vocabulary are ignored. `permitted` is what a
+/// constraint leaves.
 ///
-/// At least one token stays possible: bad words and minimum length give way where they would leave none.
-pub(super) fn adjust(logits: &[f32], request: &SampleRequest<'_>, ends: &[TokenId]) -> Option<Vec<f32>> {
+/// Bad words and minimum length give way where they would leave no token.
+pub(super) fn adjust(
+    logits: &[f32],
+    request: &SampleRequest<'_>,
+    ends: &[TokenId],
+    permitted: Option<&TokenSet>,
+) -> Option<Vec<f32>> {
     let params = request.params;
     let forbidden = forbidden(request, ends);
     let repeats = params.repetition_penalty != 1.0;
     let counts = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-    let masks = !params.allowed_token_ids.is_empty() || !forbidden.is_empty();
+    let masks = !params.allowed_token_ids.is_empty() || !forbidden.is_empty() || permitted.is_some();
     if params.logit_bias.is_empty() && !masks && !repeats && !counts {
         return None;
     }
-    let mut logits = mask(logits, &params.allowed_token_ids, &forbidden);
+    let mut logits = match permitted {
+        // Which has heard of the allowed tokens.
+        Some(permitted) => mask(&restricted(logits, permitted), &[], &forbidden),
+        None => mask(logits, &params.allowed_token_ids, &forbidden),
+    };
     let mut change = |id: TokenId, change: &dyn Fn(f32) -> f32| {
         if let Some(logit) = logits.get_mut(id as usize) {
             *logit = change(*logit);

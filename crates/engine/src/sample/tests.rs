@@ -1,4 +1,4 @@
-use types::SamplingParams;
+use types::{SamplingParams, TokenSet};
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn sampler() -> Sampler {
 const LOGITS: [f32; 8] = [1.0, -1.0, 0.5, 3.0, -2.0, 2.0, 0.0, -3.0];
 
 fn sample(params: &SamplingParams, prompt: &[TokenId], output: &[TokenId]) -> SampledToken {
-    sampler().sample(&LOGITS, &SampleRequest { params, choice: 0, prompt, output }).unwrap()
+    sampler().sample(&LOGITS, &SampleRequest { params, choice: 0, prompt, output, constraint: None }).unwrap().unwrap()
 }
 
 fn greedy() -> SamplingParams {
@@ -60,8 +60,8 @@ fn greedy_takes_the_largest_after_adjustment() {
 #[test]
 fn a_repeated_token_below_zero_gets_less_likely() {
     let params = SamplingParams { repetition_penalty: 2.0, ..greedy() };
-    let request = SampleRequest { params: &params, choice: 0, prompt: &[1, 3], output: &[] };
-    let adjusted = adjust::adjust(&LOGITS, &request, &[]).unwrap();
+    let request = SampleRequest { params: &params, choice: 0, prompt: &[1, 3], output: &[], constraint: None };
+    let adjusted = adjust::adjust(&LOGITS, &request, &[], None).unwrap();
     assert_eq!((adjusted[1], adjusted[3], adjusted[0]), (-2.0, 1.5, 1.0));
 }
 
@@ -72,9 +72,10 @@ fn ties_go_to_the_lowest_id() {
         params: &SamplingParams { logprobs: Some(3), ..greedy() },
         choice: 0,
         prompt: &[],
+        constraint: None,
         output: &[],
     };
-    let token = sampler().sample(&logits, &request).unwrap();
+    let token = sampler().sample(&logits, &request).unwrap().unwrap();
     let ids: Vec<TokenId> = token.top.iter().map(|(id, _)| *id).collect();
     assert_eq!((token.id, ids), (1, vec![1, 2, 3]));
 }
@@ -133,9 +134,9 @@ fn a_wide_nucleus_is_found_too() {
 #[test]
 fn the_same_seed_choice_and_position_draw_the_same() {
     let draw = |seed, choice, output: &[TokenId]| {
-        let request = SampleRequest { params: &hot(seed), choice, prompt: &[1], output };
+        let request = SampleRequest { params: &hot(seed), choice, prompt: &[1], output, constraint: None };
         (0..40)
-            .map(|i| sampler().sample(&LOGITS.map(|l| l * (1.0 + i as f32 / 100.0)), &request).unwrap().id)
+            .map(|i| sampler().sample(&LOGITS.map(|l| l * (1.0 + i as f32 / 100.0)), &request).unwrap().unwrap().id)
             .collect::<Vec<_>>()
     };
     assert_eq!(draw(5, 0, &[2]), draw(5, 0, &[4]));
@@ -195,10 +196,10 @@ fn forbidden_tokens_are_out_of_reach() {
 
 #[test]
 fn what_is_not_a_number_is_refused() {
-    let request = SampleRequest { params: &greedy(), choice: 0, prompt: &[1], output: &[] };
+    let request = SampleRequest { params: &greedy(), choice: 0, prompt: &[1], output: &[], constraint: None };
     let one_bad = std::array::from_fn(|i| if i == 4 { f32::NAN } else { LOGITS[i] });
     for bad in [[f32::NAN; 8], [f32::INFINITY; 8], [f32::NEG_INFINITY; 8], one_bad] {
-        assert_eq!(sampler().sample(&bad, &request), None, "{bad:?}");
+        assert_eq!(sampler().sample(&bad, &request), Err(NotANumber), "{bad:?}");
     }
 }
 
@@ -207,4 +208,53 @@ fn the_largest_are_found_in_order() {
     assert_eq!(draw::largest(&LOGITS, 3), [3, 5, 0]);
     assert_eq!(draw::largest(&LOGITS, 0), [0usize; 0]);
     assert_eq!(draw::largest(&LOGITS, 20), [3, 5, 0, 2, 6, 1, 4, 7]);
+}
+
+/// Allows these tokens, and the end or not.
+#[derive(Debug)]
+struct Fixed(&'static [TokenId], bool);
+
+impl crate::Constraint for Fixed {
+    fn next(&self, _output: &[TokenId]) -> TokenSet {
+        TokenSet::new(self.0.to_vec(), self.1)
+    }
+}
+
+#[test]
+fn a_constraint_leaves_only_what_it_allows_and_ends_where_it_may() {
+    use FinishReason::Stop;
+    let check = |params: SamplingParams, allowed, end, expected: Option<(TokenId, Option<FinishReason>)>| {
+        let constraint = Fixed(allowed, end);
+        for (seed, temperature) in [(0, 0.0), (1, 1.0), (2, 2.0)] {
+            let params = SamplingParams { temperature, seed, ..params.clone() };
+            let constraint = Some(&constraint as &dyn crate::Constraint);
+            let request = SampleRequest { params: &params, choice: 0, prompt: &[1], output: &[0], constraint };
+            let found = sampler().sample(&LOGITS, &request).unwrap().map(|token| (token.id, token.finish));
+            assert_eq!(found, expected, "{params:?} {allowed:?} {end}");
+        }
+    };
+    let end_bias = SamplingParams { logit_bias: vec![(EOS, 100.0)], ..greedy() };
+    check(greedy(), &[4], false, Some((4, None)));
+    check(SamplingParams { logit_bias: vec![(3, 100.0)], ..greedy() }, &[4], false, Some((4, None)));
+    check(greedy(), &[], true, Some((EOS, Some(Stop))));
+    check(end_bias.clone(), &[4], true, Some((EOS, Some(Stop))));
+    check(end_bias.clone(), &[4, EOS], false, Some((4, None)));
+    // What would go on does so, but a text that is complete ends.
+    let longer = [
+        SamplingParams { ignore_eos: true, ..end_bias.clone() },
+        SamplingParams { min_tokens: 5, stop_token_ids: vec![3], ..end_bias },
+    ];
+    for params in longer {
+        check(params.clone(), &[4, 200], true, Some((4, None)));
+        check(params, &[], true, Some((EOS, Some(Stop))));
+    }
+    let stops = SamplingParams { min_tokens: 5, stop_token_ids: vec![3], ..greedy() };
+    check(stops.clone(), &[3, 4], false, Some((4, None)));
+    check(stops, &[3], false, Some((3, Some(Stop))));
+    let only = SamplingParams { allowed_token_ids: vec![4, 5], bad_words: vec![vec![5]], ..greedy() };
+    check(only.clone(), &[3, 4, 5], false, Some((4, None)));
+    check(only.clone(), &[3], true, Some((EOS, Some(Stop))));
+    check(only, &[3], false, None);
+    check(greedy(), &[], false, None);
+    check(greedy(), &[200], false, None);
 }

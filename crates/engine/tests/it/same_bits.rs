@@ -120,7 +120,7 @@ impl Sequence {
         let middle = self.tokens.len() / 2;
         let (tokens, start) =
             if second { (&self.tokens[middle..], middle as u32) } else { (&self.tokens[..middle], 0) };
-        let samples = vec![SampleRequest { params, choice: 0, prompt: &self.tokens, output: &[] }];
+        let samples = vec![SampleRequest { params, choice: 0, prompt: &self.tokens, output: &[], constraint: None }];
         BatchRow { tokens, start, blocks: &self.blocks, samples }
     }
 }

@@ -98,7 +98,11 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Responses, "tools", "[]", ""),
     (Responses, "tools", "[{}]", "tools: calling tools is not supported yet"),
     (Responses, "text", r#"{"format": {"type": "text"}}"#, ""),
-    (Responses, "text", r#"{"format": {"type": "json_object"}}"#, "text.format: not supported yet"),
+    (Responses, "text", r#"{"format": {"type": "json_object"}}"#, ""),
+    (Responses, "text", r#"{"format": {"type": "json_schema", "name": "x", "schema": {}}}"#, ""),
+    (Responses, "text", r#"{"format": {"type": "json_schema"}}"#, "text.format.schema: is required"),
+    (Responses, "text", r#"{"format": {"type": "xml"}}"#, "text.format: must be text, json_object or json_schema"),
+    (Responses, "text", r#"{"format": "text"}"#, "text.format: must be an object with type"),
     (Responses, "truncation", r#""disabled""#, ""),
     (Responses, "previous_response_id", r#""resp_1""#, "previous_response_id: not supported yet"),
     // tokenize
@@ -184,6 +188,55 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "tool_choice", r#"{"type": "function"}"#, "tool_choice: needs tools"),
     (Chat, "tools", "[]", "tools: must not be empty"),
     (Chat, "tools", r#"[{"type": "function"}]"#, "tools: not supported yet"),
+    // structured output
+    (Chat, "response_format", r#"{"type": "text"}"#, ""),
+    (Chat, "response_format", r#"{"type": "json_object"}"#, ""),
+    (
+        Chat,
+        "response_format",
+        r#"{"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": true}}"#,
+        "",
+    ),
+    (Chat, "response_format", r#"{"type": "json_schema"}"#, "response_format.json_schema: is required"),
+    (
+        Chat,
+        "response_format",
+        r#"{"type": "json_schema", "json_schema": {}}"#,
+        "response_format.json_schema.schema: is required",
+    ),
+    (Chat, "response_format", r#"{"type": "structural_tag"}"#, "response_format: structural_tag is not supported yet"),
+    (Chat, "response_format", r#""json""#, "response_format: must be an object with type"),
+    (Completions, "guided_json", "{}", ""),
+    (Completions, "guided_json", r#""{\"type\": \"object\"}""#, ""),
+    (Completions, "guided_json", r#""{""#, "guided_json: not valid JSON"),
+    (Completions, "guided_json", r#""[]""#, "guided_json: must be a JSON schema"),
+    (Completions, "guided_json", "[]", "guided_json: must be a JSON schema"),
+    (Chat, "guided_regex", r#""a+""#, ""),
+    (Chat, "guided_regex", r#""""#, "guided_regex: must not be empty"),
+    (Chat, "guided_regex", "1", "guided_regex: must be a string"),
+    (Chat, "guided_choice", r#"["a", "b"]"#, ""),
+    (Chat, "guided_choice", "[]", "guided_choice: must not be empty"),
+    (Chat, "guided_choice", r#"["a", ""]"#, "guided_choice: must not be empty"),
+    (Chat, "guided_choice", r#""a""#, "guided_choice: must be a list"),
+    (Chat, "guided_grammar", r#""start: /a/""#, ""),
+    (Chat, "guided_whitespace_pattern", r#""[ ]?""#, ""),
+    (Chat, "guided_decoding_backend", r#""outlines""#, ""),
+    (
+        Chat,
+        "structured_outputs",
+        r#"{"regex": "a", "json": null, "json_object": false, "whitespace_pattern": " "}"#,
+        "",
+    ),
+    (Chat, "structured_outputs", r#"{"json_object": true, "disable_any_whitespace": true}"#, ""),
+    (Chat, "structured_outputs", "{}", "structured_outputs: exactly one of"),
+    (Chat, "structured_outputs", r#"{"regex": "a", "choice": ["a"]}"#, "structured_outputs: exactly one of"),
+    (Chat, "structured_outputs", r#"{"json": 1}"#, "structured_outputs.json: must be a JSON schema"),
+    (
+        Chat,
+        "structured_outputs",
+        r#"{"structural_tag": "x"}"#,
+        "structured_outputs.structural_tag: is not supported yet",
+    ),
     // refused until built, unless they ask for nothing
     (Completions, "use_beam_search", "false", ""),
     (Completions, "use_beam_search", "true", "use_beam_search: beam search is not supported yet"),
@@ -191,11 +244,6 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Completions, "length_penalty", "2", "length_penalty: not supported yet"),
     (Completions, "suffix", r#""x""#, "suffix: not supported yet"),
     (Completions, "prompt_logprobs", "1", "prompt_logprobs: not supported yet"),
-    (Chat, "response_format", r#"{"type": "text"}"#, ""),
-    (Chat, "response_format", r#"{"type": "json_object"}"#, "response_format: structured output is not supported yet"),
-    (Chat, "guided_json", "{}", "guided_json: structured output is not supported yet"),
-    (Chat, "guided_regex", r#""a+""#, "guided_regex: not supported yet"),
-    (Chat, "structured_outputs", r#"{"regex": "a"}"#, "structured_outputs: not supported yet"),
     (Chat, "bad_words", "[]", ""),
     (Chat, "priority", "0", ""),
     (Chat, "bad_words", r#"["a", " b"]"#, ""),
@@ -216,6 +264,48 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "metadata", r#"{"a": 1}"#, ""),
     (Chat, "never_heard_of", "[[1]]", ""),
 ];
+
+#[test]
+fn the_forms_of_the_text_become_grammars() {
+    use types::Grammar::{Choice, JsonObject, JsonSchema, Lark, Regex};
+    let check = |fields: &str, expected: types::Grammar| {
+        let body = format!(r#"{{"prompt": "x", {fields}}}"#);
+        assert_eq!(resolved(Completions, &body).unwrap().grammar, Some(expected), "{body}");
+    };
+    check(r#""response_format": {"type": "json_object"}"#, JsonObject);
+    check(r#""guided_json": {"b": 1, "a": 2}"#, JsonSchema(r#"{"b":1,"a":2}"#.into()));
+    check(r#""guided_json": "{ \"a\": 2 }""#, JsonSchema(r#"{"a":2}"#.into()));
+    check(r#""guided_regex": "a+", "response_format": {"type": "text"}"#, Regex("a+".into()));
+    check(r#""guided_choice": ["a", "b"]"#, Choice(["a".into(), "b".into()].into()));
+    check(r#""structured_outputs": {"grammar": "start: /a/"}"#, Lark("start: /a/".into()));
+    let spaced = JsonSchema(r#"{"type":"object","x-guidance":{"whitespace_flexible":false}}"#.into());
+    check(r#""structured_outputs": {"json_object": true, "disable_any_whitespace": true}"#, spaced);
+}
+
+#[test]
+fn two_forms_of_one_text_are_refused_by_name() {
+    let body = r#"{"prompt": "x", "guided_regex": "a", "response_format": {"type": "json_object"}}"#;
+    let error = resolved(Completions, body).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("guided_regex"));
+    assert_eq!(error.message, "response_format and guided_regex cannot be used together: one form of the text at most");
+}
+
+#[test]
+fn grammars_are_bounded() {
+    let check = |field: &str, value: serde_json::Value, part: &str| {
+        let error = resolved(Completions, &json!({ "prompt": "x", field: value }).to_string()).unwrap_err();
+        assert!(error.message.contains(part) && error.param.as_deref() == Some(field), "{field}: {error}");
+    };
+    let deep = (0..40).fold(json!({}), |inner, _| json!({ "items": inner }));
+    check("guided_json", deep, "nested 41 deep, more than the 32 allowed");
+    let keys: serde_json::Map<_, _> = (0..20_000).map(|i| (format!("key{i}"), json!({}))).collect();
+    check("guided_json", json!({ "properties": keys }), "bytes, more than the 65536 allowed");
+    check("guided_json", json!(" ".repeat(70_000)), "70000 bytes, more than the 65536 allowed");
+    check("guided_regex", json!("a".repeat(5000)), "5000 bytes, more than the 4096 allowed");
+    check("guided_grammar", json!("a".repeat(70_000)), "70000 bytes, more than the 65536 allowed");
+    check("guided_choice", json!(vec!["a"; 1025]), "1025 entries, more than the 1024 allowed");
+    check("guided_choice", json!(vec!["a".repeat(1000); 100]), "100000 bytes, more than the 65536 allowed");
+}
 
 #[test]
 fn one_field_at_a_time() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::control::{FailCode, WorkerMessage, worker_message::Body};
+use text::{GrammarError, Grammars, Matcher};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use types::{GenerateSpec, RequestKey, SampledToken};
+use types::{GenerateSpec, Grammar, RequestKey, SampledToken, SamplingParams};
 
 use crate::engine_thread::RunningJob;
 use crate::{EngineHandle, Failure, Happening, Job};
@@ -42,6 +44,7 @@ pub struct Attempt {
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) replies: Replies,
     pub(super) engine: EngineHandle,
+    pub(super) grammars: Grammars,
     pub(super) cancelled: Cancelled,
 }
 
@@ -60,11 +63,37 @@ impl Attempt {
         self.replies.send(body).await
     }
 
+    /// Starts to compile the grammar of `sampling`, beside whatever the attempt waits for.
+    pub fn compile(&self, sampling: &SamplingParams) -> Compiling {
+        let compile = |grammar: Grammar| {
+            let grammars = self.grammars.clone();
+            tokio::task::spawn_blocking(move || grammars.compile(&grammar))
+        };
+        Compiling(sampling.grammar.clone().map(compile))
+    }
+
     /// Starts `spec`'s work on the engine; choices cancelled so far or later are left out.
     pub fn submit(&self, job: Job) -> Result<AttemptJob, Failure> {
         let job = self.engine.submit(job)?;
         self.engine.cancel_choices(&self.key, &self.cancelled.lock());
         Ok(AttemptJob { job, closed: self.replies.closed.clone() })
+    }
+}
+
+/// A grammar on its way to being a matcher; nothing for a request without one.
+pub struct Compiling(Option<JoinHandle<Result<Matcher, GrammarError>>>);
+
+impl Compiling {
+    /// Waits for the matcher. A grammar that does not compile is an error: nothing is generated without it.
+    pub async fn matcher(self) -> Result<Option<Matcher>, Failure> {
+        let Some(compiling) = self.0 else { return Ok(None) };
+        let internal = |error: String| Failure::new(FailCode::FailInternal, error);
+        let compiled = compiling.await.map_err(|error| internal(error.to_string()))?;
+        compiled.map(Some).map_err(|error| match error {
+            GrammarError::Invalid(_) | GrammarError::Slow => Failure::new(FailCode::FailBadRequest, error.to_string()),
+            GrammarError::Busy => Failure::new(FailCode::FailQueueFull, error.to_string()),
+            GrammarError::Unavailable(_) => internal(error.to_string()),
+        })
     }
 }
 

@@ -147,6 +147,7 @@ impl<R: RoleService> Connection<R> {
             orders,
             replies: self.replies.clone(),
             engine: self.control.0.engine.clone(),
+            grammars: self.control.0.grammars.clone(),
             cancelled: cancelled.clone(),
         };
         let guard = Registered {

@@ -15,13 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use proto::control::worker_server::Worker;
 use proto::control::{Hello, SchedulerMessage, Welcome, WorkerMessage, worker_message::Body};
+use text::Grammars;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use types::{InstanceId, Limits, ModelIdentity, Role};
 
-pub use attempt::{Attempt, AttemptJob, Order};
+pub use attempt::{Attempt, AttemptJob, Compiling, Order};
 use connection::Connection;
 
 use crate::{EngineHandle, Failure};
@@ -55,6 +56,7 @@ struct Inner<R> {
     me: Introduction,
     role: R,
     engine: EngineHandle,
+    grammars: Grammars,
     current: Mutex<Option<Current>>,
     draining: AtomicBool,
     stale: AtomicU64,
@@ -75,11 +77,12 @@ impl<R> Clone for Control<R> {
 }
 
 impl<R: RoleService> Control<R> {
-    pub(crate) fn new(me: Introduction, role: R, engine: EngineHandle) -> Self {
+    pub(crate) fn new(me: Introduction, role: R, engine: EngineHandle, grammars: Grammars) -> Self {
         Self(Arc::new(Inner {
             me,
             role,
             engine,
+            grammars,
             current: Mutex::new(None),
             draining: AtomicBool::new(false),
             stale: AtomicU64::new(0),

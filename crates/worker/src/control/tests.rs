@@ -28,7 +28,7 @@ impl RoleService for Simple {
                 return std::future::pending().await;
             }
         };
-        let mut job = attempt.submit(Job { key: key.clone(), spec, goal: Goal::Complete })?;
+        let mut job = attempt.submit(Job { key: key.clone(), spec, goal: Goal::Complete, matcher: None })?;
         while let Happening::Sampled { tokens, prompt } = job.next().await? {
             let tokens = tokens.iter().map(Into::into).collect();
             attempt
@@ -70,7 +70,8 @@ impl Rig {
             fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
         let (instance, table_hash) = ("decode-0".into(), "table".into());
         let me = Introduction { role: Role::Decode, instance, table_hash, model, limits, incarnation: 1 };
-        let control = Control::new(me, Simple(pool.clone()), engine.clone());
+        let control =
+            Control::new(me, Simple(pool.clone()), engine.clone(), text::Grammars::of_model("no model".into()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let door = server::Door::new(&config, &control, &engine, None);
@@ -325,7 +326,7 @@ async fn a_panic_ends_the_engine_and_its_jobs() {
     let runner = Runner::new(config, pool.clone(), Box::new(AllAtOnce));
     let metrics = WorkerMetrics::new(&"decode-0".into(), Role::Decode);
     let engine = EngineHandle::start(runner, Broken, pool.clone(), metrics).unwrap();
-    let job = || Job { key: key("a", 0), spec: spec(0, 9, 1, 4, 0), goal: Goal::Complete };
+    let job = || Job { key: key("a", 0), spec: spec(0, 9, 1, 4, 0), goal: Goal::Complete, matcher: None };
     let mut running = engine.submit(job()).unwrap();
     assert_eq!(running.next().await, None);
     engine.ended().await;
@@ -337,7 +338,7 @@ async fn a_panic_ends_the_engine_and_its_jobs() {
 async fn a_dropped_job_is_cancelled() {
     let rig = Rig::start().await;
     for seed in 0..20 {
-        let job = Job { key: key("a", seed), spec: spec(seed, 40, 3, 40, 0), goal: Goal::Complete };
+        let job = Job { key: key("a", seed), spec: spec(seed, 40, 3, 40, 0), goal: Goal::Complete, matcher: None };
         let mut running = rig.engine.submit(job).unwrap();
         if seed % 2 == 0 {
             assert!(running.next().await.is_some());

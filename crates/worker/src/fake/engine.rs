@@ -172,7 +172,8 @@ fn oracle_choice(spec: &GenerateSpec, choice: u32, mut digest: Digest) -> Vec<Sa
     let mut output = spec.output.clone();
     let mut tokens: Vec<SampledToken> = Vec::new();
     while tokens.last().is_none_or(|token| token.finish.is_none()) {
-        let ask = SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output };
+        let ask =
+            SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output, constraint: None };
         let token = drawn(digest, &ask);
         output.push(token.id);
         digest = mix(digest, u64::from(token.id) + 1);

@@ -62,7 +62,7 @@ impl World {
     pub fn submit(&mut self, name: &str, spec: GenerateSpec, kind: Kind) -> bool {
         let key = key(name);
         let Some((goal, first)) = self.goal(&key, &spec, kind) else { return false };
-        let job = Job { key: key.clone(), spec: spec.clone(), goal };
+        let job = Job { key: key.clone(), spec: spec.clone(), goal, matcher: None };
         let accepted = self.runner.submit(job, self.now()).is_ok();
         if accepted {
             self.jobs.insert(key, Record { spec, kind, cancelled: Vec::new(), drawn: first, ended: false });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kv::{BlockRef, BlockTable};
 use proto::control::{FailCode, PrefillStats};
+use text::Matcher;
 use types::{GenerateSpec, RequestKey, SampledToken};
 
 /// One attempt's work.
@@ -12,6 +13,8 @@ pub struct Job {
     pub key: RequestKey,
     pub spec: GenerateSpec,
     pub goal: Goal,
+    /// At the start of the text that the spec's grammar describes; there if and only if there is a grammar.
+    pub matcher: Option<Matcher>,
 }
 
 /// How far a job goes, and from where.

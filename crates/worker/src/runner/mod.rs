@@ -9,6 +9,7 @@
 //!              └── preempt: blocks given back, tokens kept ─┘
 //! ```
 
+mod constraint;
 mod job;
 mod plan;
 mod sequence;
@@ -211,6 +212,9 @@ impl Runner {
             return Err(Failure::new(FailCode::FailQueueFull, message));
         }
         let spec = &job.spec;
+        if spec.sampling.grammar.is_some() != job.matcher.is_some() {
+            return bad("a grammar and its matcher come together".to_owned());
+        }
         let foreign = |token: &&u32| **token >= self.config.vocab_size;
         if let Some(token) = spec.prompt.iter().chain(&spec.output).find(foreign) {
             return bad(format!("token {token} is outside the vocabulary of {}", self.config.vocab_size));
@@ -369,7 +373,10 @@ impl Runner {
             if let Some(prompt) = self.jobs.get_mut(&sequence.key).and_then(|job| job.prompt.as_mut()) {
                 prompt.compute_us += output.micros;
             }
-            if row.draws {
+            if row.draws && drawn.is_empty() {
+                let failure = nothing_left(sequence);
+                self.end(row.id, failure, events);
+            } else if row.draws {
                 self.go_on(row.id, drawn, stepper, events);
             }
         }
@@ -394,11 +401,15 @@ impl Runner {
 
     fn fail(&mut self, rows: &[Row], message: &str, events: &mut Vec<Event>) {
         for row in rows {
-            let Some(key) = self.running.get(&row.id).map(|sequence| sequence.key.clone()) else { continue };
-            self.cancel(&key, &[]);
-            let failure = Failure::new(FailCode::FailInternal, message);
-            events.push(Event { key, what: Happening::Failed(failure) });
+            self.end(row.id, Failure::new(FailCode::FailInternal, message), events);
         }
+    }
+
+    /// Ends the job of a sequence by a failure.
+    fn end(&mut self, id: SeqId, failure: Failure, events: &mut Vec<Event>) {
+        let Some(key) = self.running.get(&id).map(|sequence| sequence.key.clone()) else { return };
+        self.cancel(&key, &[]);
+        events.push(Event { key, what: Happening::Failed(failure) });
     }
 
     /// The job's last event, once none of its sequences is left.
@@ -437,12 +448,21 @@ impl StepObserver for Watched {
     }
 }
 
+/// Another instance would come to the same end, so the request as a whole is refused.
+fn nothing_left(sequence: &Sequence) -> Failure {
+    let reason = sequence.constraint.as_ref().and_then(|constraint| constraint.failure());
+    let reason = reason.map(|reason| format!("the grammar cannot go on: {reason}"));
+    let message = reason.unwrap_or_else(|| "what the request allows leaves no token to go on with".to_owned());
+    Failure::new(FailCode::FailBadRequest, message)
+}
+
 fn batch_row<'a>(sequence: &'a Sequence, row: &Row) -> BatchRow<'a> {
     let draw = |&choice| SampleRequest {
         params: &sequence.sampling,
         choice,
         prompt: &sequence.tokens[..sequence.prompt_len],
         output: sequence.output(),
+        constraint: sequence.constraint.as_ref().map(|constraint| constraint as &dyn engine::Constraint),
     };
     BatchRow {
         tokens: &sequence.tokens[sequence.computed..][..row.tokens],

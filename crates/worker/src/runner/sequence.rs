@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kv::{BlockHash, BlockPool, BlockTable, ChainRoot, Owner, Phase};
 use types::{GenerateSpec, RequestKey, SampledToken, SamplingParams, TokenId};
 
+use super::constraint::Constraint;
 use super::job::{Goal, Job, KvWatcher};
 use super::plan::{SeqId, SeqView};
 
@@ -23,6 +24,8 @@ pub(super) struct Sequence {
     pub(super) table: BlockTable,
     /// Tokens drawn elsewhere that are not yet part of `tokens`; the sequence splits on them when it is admitted.
     pub(super) seeds: Vec<SampledToken>,
+    /// Follows the output.
+    pub(super) constraint: Option<Constraint>,
     /// Only on P; ends after its first tokens.
     pub(super) watcher: Option<Arc<dyn KvWatcher>>,
     pub(super) passed_over: u32,
@@ -36,7 +39,7 @@ pub(super) struct Sequence {
 impl Sequence {
     /// `root` is where the cache chain of this job's tenant starts.
     pub(super) fn new(job: Job, arrival: u64, root: ChainRoot, block_size: u32) -> Self {
-        let Job { key, spec, goal } = job;
+        let Job { key, spec, goal, matcher } = job;
         let GenerateSpec { prompt, output, choices, sampling, .. } = spec;
         let mut tokens = prompt.to_vec();
         tokens.extend(output);
@@ -48,6 +51,7 @@ impl Sequence {
             computed: 0,
             table: BlockTable::new(block_size),
             seeds: Vec::new(),
+            constraint: matcher.map(Constraint::new),
             watcher: None,
             passed_over: 0,
             root,
@@ -176,6 +180,7 @@ impl Sequence {
             computed: self.computed,
             table: self.table.fork(),
             seeds: Vec::new(),
+            constraint: self.constraint.as_ref().map(Constraint::fork),
             watcher: None,
             passed_over: 0,
             root: self.root.clone(),

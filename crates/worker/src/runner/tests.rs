@@ -87,7 +87,7 @@ fn a_repeated_prompt_is_found_but_its_last_token_is_computed() {
         let mut world = world(AllAtOnce);
         world.submit("a", spec(0, prompt_len, 1, 1, 5), Kind::Complete);
         world.run(50);
-        let mut second = Job { key: key("b"), spec: spec(0, prompt_len, 1, 1, 6), goal: Goal::Complete };
+        let mut second = Job { key: key("b"), spec: spec(0, prompt_len, 1, 1, 6), goal: Goal::Complete, matcher: None };
         second.spec.choices = 0..1;
         world.runner.submit(second, Duration::ZERO).unwrap();
         let stepped = world.runner.step(Duration::ZERO, &mut world.stepper);
@@ -105,7 +105,8 @@ fn a_repeated_prompt_is_found_but_its_last_token_is_computed() {
 fn what_can_never_end_is_refused_at_once() {
     let refusal = |spec: GenerateSpec| {
         let mut world = World::new(Size { blocks: 4, ..SIZE }, Box::new(AllAtOnce));
-        let refused = world.runner.submit(Job { key: key("a"), spec, goal: Goal::Complete }, Duration::ZERO);
+        let refused =
+            world.runner.submit(Job { key: key("a"), spec, goal: Goal::Complete, matcher: None }, Duration::ZERO);
         let failure = refused.unwrap_err();
         assert!(world.runner.is_idle());
         (failure.code, failure.message)
@@ -140,7 +141,7 @@ fn the_urgent_are_served_first_whenever_they_came() {
     for (name, priority) in [("a", 5), ("b", 0), ("c", -5), ("d", 0)] {
         let mut spec = spec(0, 9, 1, 1, 5);
         spec.sampling.priority = priority;
-        world.runner.submit(Job { key: key(name), spec, goal: Goal::Complete }, Duration::ZERO).unwrap();
+        world.runner.submit(Job { key: key(name), spec, goal: Goal::Complete, matcher: None }, Duration::ZERO).unwrap();
     }
     let mut ended = Vec::new();
     for _ in 0..20 {

@@ -44,7 +44,13 @@ impl Steps {
             tokens: &prompt[work.before as usize..],
             start: work.before,
             blocks,
-            samples: vec![SampleRequest { params: &self.sampling, choice: 0, prompt: &prompt, output: &[] }],
+            samples: vec![SampleRequest {
+                params: &self.sampling,
+                choice: 0,
+                prompt: &prompt,
+                output: &[],
+                constraint: None,
+            }],
         };
         let batch = Batch { rows: blocks.iter().map(|blocks| row(blocks)).collect() };
         self.engine.step(&batch, &NoObserver)?;
