@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 
 const LANES: usize = 8;
 
@@ -59,6 +59,25 @@ unsafe fn fold4([a, b, c, d]: [__m256; 4]) -> __m256 {
         let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
         let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
         _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xEE>(ab, cd))
+    }
+}
+
+/// Transposes each 4 by 4 block of 128-bit lanes: result `j` has elements `j` and `j + 4` of the four vectors.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        let (ab2, cd2) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+        [
+            _mm256_shuffle_ps::<0x44>(ab, cd),
+            _mm256_shuffle_ps::<0xEE>(ab, cd),
+            _mm256_shuffle_ps::<0x44>(ab2, cd2),
+            _mm256_shuffle_ps::<0xEE>(ab2, cd2),
+        ]
     }
 }
 
@@ -176,5 +195,28 @@ impl Simd for Avx2 {
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(all, order));
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
+        unsafe {
+            let low = transpose4([v[0], v[1], v[2], v[3]]);
+            let high = transpose4([v[4], v[5], v[6], v[7]]);
+            for j in 0..4 {
+                v[j] = _mm256_permute2f128_ps::<0x20>(low[j], high[j]);
+                v[j + 4] = _mm256_permute2f128_ps::<0x31>(low[j], high[j]);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(pairs: Self::V) -> Self::V {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))) }
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(pairs: Self::V) -> Self::V {
+        unsafe { _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, VL and DQ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +63,25 @@ unsafe fn fold4([a, b, c, d]: [__m512; 4]) -> __m512 {
 unsafe fn fold8([abcd, efgh]: [__m512; 2]) -> __m512 {
     // SAFETY: arithmetic only.
     unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(abcd, efgh), _mm512_shuffle_ps::<0xEE>(abcd, efgh)) }
+}
+
+/// Transposes each 4 by 4 block of 128-bit lanes: result `j` has elements `j`, `j + 4`, `j + 8` and `j + 12` of the four vectors.
+///
+/// # Safety
+/// The CPU has AVX-512.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+        let (ab2, cd2) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+        [
+            _mm512_shuffle_ps::<0x44>(ab, cd),
+            _mm512_shuffle_ps::<0xEE>(ab, cd),
+            _mm512_shuffle_ps::<0x44>(ab2, cd2),
+            _mm512_shuffle_ps::<0xEE>(ab2, cd2),
+        ]
+    }
 }
 
 // SAFETY (all functions): see `Simd`; the instructions are there because `run` above is the only way in.
@@ -168,5 +187,37 @@ impl Simd for Avx512 {
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, all));
         }
+    }
+    /// Four by four within 128-bit lanes, then the lanes themselves.
+    #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
+        unsafe {
+            let a = transpose4([v[0], v[1], v[2], v[3]]);
+            let b = transpose4([v[4], v[5], v[6], v[7]]);
+            let c = transpose4([v[8], v[9], v[10], v[11]]);
+            let d = transpose4([v[12], v[13], v[14], v[15]]);
+            for j in 0..4 {
+                let even_ab = _mm512_shuffle_f32x4::<0x88>(a[j], b[j]);
+                let odd_ab = _mm512_shuffle_f32x4::<0xDD>(a[j], b[j]);
+                let even_cd = _mm512_shuffle_f32x4::<0x88>(c[j], d[j]);
+                let odd_cd = _mm512_shuffle_f32x4::<0xDD>(c[j], d[j]);
+                v[j] = _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd);
+                v[j + 4] = _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd);
+                v[j + 8] = _mm512_shuffle_f32x4::<0xDD>(even_ab, even_cd);
+                v[j + 12] = _mm512_shuffle_f32x4::<0xDD>(odd_ab, odd_cd);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(pairs: Self::V) -> Self::V {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(pairs: Self::V) -> Self::V {
+        unsafe { _mm512_and_ps(pairs, _mm512_castsi512_ps(_mm512_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

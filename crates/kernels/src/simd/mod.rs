@@ -150,6 +150,15 @@ pub(crate) trait Simd: Copy {
     /// `out[i] = sum(v[i])`, the same bits; `v` and `out` hold `LANES` entries.
     unsafe fn sums(v: &[Self::V], out: *mut f32);
 
+    /// Lane `i` of vector `j` changes places with lane `j` of vector `i`, for the first `LANES` vectors.
+    unsafe fn transpose(v: &mut [Self::V; MAX_LANES]);
+    /// The lower of the two bf16 values that each lane's bits are.
+    unsafe fn low_bf16(pairs: Self::V) -> Self::V;
+    /// The upper of the two bf16 values that each lane's bits are.
+    unsafe fn high_bf16(pairs: Self::V) -> Self::V;
+    /// Asks for the line of memory at `at`, which need not exist, to be brought nearer.
+    unsafe fn prefetch(at: *const u8);
+
     /// The first `count` lanes, or all of them.
     #[inline(always)]
     unsafe fn load_upto(from: *const f32, count: usize) -> Self::V {
@@ -233,6 +242,40 @@ mod tests {
             let plain: f64 = values[..lanes].iter().map(|v| f64::from(*v)).sum();
             assert!((f64::from(sums[1]) - plain).abs() < 1e-4, "{isa}: {} is not {plain}", sums[1]);
             assert_eq!(max, values[..lanes].iter().copied().fold(f32::MIN, f32::max), "{isa}");
+        }
+    }
+
+    /// Sixteen vectors of counted lanes, transposed; then the halves of lanes that hold two bf16 values.
+    struct Transposed;
+
+    impl Kernel for Transposed {
+        type Output = (Vec<f32>, [f32; 2]);
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Self::Output {
+            let counted: Vec<f32> = (0..MAX_LANES * S::LANES).map(|i| i as f32).collect();
+            let mut out = vec![0.0; S::LANES * S::LANES];
+            // SAFETY: `counted` holds MAX_LANES vectors, `out` LANES of them.
+            unsafe {
+                let mut v: [S::V; MAX_LANES] = std::array::from_fn(|j| S::load(counted.as_ptr().add(j * S::LANES)));
+                S::transpose(&mut v);
+                for (j, v) in v.iter().enumerate().take(S::LANES) {
+                    S::store(out.as_mut_ptr().add(j * S::LANES), *v);
+                }
+                let pairs = S::splat(f32::from_bits(0x4049_3F80));
+                (out, [S::sum(S::low_bf16(pairs)), S::sum(S::high_bf16(pairs))].map(|sum| sum / S::LANES as f32))
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_are_transposed_and_pairs_taken_apart() {
+        for isa in Isa::available() {
+            let (out, halves) = isa.run(Transposed);
+            let lanes = out.len().isqrt();
+            for (index, value) in out.iter().enumerate() {
+                assert_eq!(*value, (index % lanes * lanes + index / lanes) as f32, "{isa}: {index}");
+            }
+            assert_eq!(halves, [1.0, 3.140_625], "{isa}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{MAX_LANES, Simd};
 
 const LANES: usize = 8;
 
@@ -117,4 +117,21 @@ impl Simd for Portable {
             unsafe { *out.add(i) = Self::sum(*v) };
         }
     }
+    #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
+        let from = *v;
+        for (j, v) in v.iter_mut().enumerate().take(LANES) {
+            *v = std::array::from_fn(|i| from[i][j]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(pairs: Self::V) -> Self::V {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() << 16))
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(pairs: Self::V) -> Self::V {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() & 0xFFFF_0000))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }
