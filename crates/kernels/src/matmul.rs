@@ -5,9 +5,10 @@
 //! elements share a load, never this order.
 //!
 //! ```text
-//! task: some columns ─► panel of 64 columns, 256 deep: rows of `w` turned into columns of f32 (panel.rs)
-//!                       ─► times all rows of `x`, sums in registers (micro.rs)
-//!                       ─► segments added, bias added, written
+//! task: a run of columns (rows of `w`), which are turned so that a vector holds neighbouring columns of one k (rows.rs)
+//!   few rows of x:  multiplied at once (stream.rs)
+//!   more:           kept as a panel, 4 vectors by 128 k (panel.rs), for all rows with their sums in registers (micro.rs)
+//!   then segments are added, the bias is added, the result written
 //! ```
 //!
 //! Turning costs an eighth of a cycle per weight, the multiplication of one row a thirty-second: from a few rows on it does not
@@ -19,7 +20,9 @@ mod dot;
 mod load;
 mod micro;
 mod panel;
+mod rows;
 mod segments;
+mod stream;
 mod weight;
 
 use std::mem::MaybeUninit;
@@ -34,10 +37,14 @@ use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::{Pool, pool::SharedMut};
 use load::{F16, Load};
 use micro::Block;
-use panel::{COLUMNS, DEPTH, Panel};
+use panel::{COLUMNS_MAX, DEPTH, Panel, STRIPS, WIDTH};
+use stream::{STREAMED, stream};
 
-/// Rows of `x` that share a panel: enough to hide the cost of turning it, few enough for their sums to stay in the second-level cache.
+/// Rows of `x` that share a panel: enough to hide the cost of turning it, few enough to stay in the second-level cache meanwhile.
 const ROWS: usize = 128;
+
+/// Up to this many rows, filling panels takes longer than multiplying.
+const ROWS_FEW: usize = 32;
 
 /// Sums that wait for their neighbour in the tree of segments, at most: one per level.
 const WAITING: usize = SEGMENTS.ilog2() as usize + 1;
@@ -97,7 +104,10 @@ impl Kernel for Columns<'_> {
 }
 
 /// `[waiting sum][row][column]`
-type Sums = MaybeUninit<[f32; WAITING * ROWS * COLUMNS]>;
+type Sums = MaybeUninit<[f32; WAITING * PLACE]>;
+
+/// Floats from one waiting sum to the next.
+const PLACE: usize = ROWS * COLUMNS_MAX;
 
 impl Columns<'_> {
     /// # Safety
@@ -106,14 +116,25 @@ impl Columns<'_> {
     unsafe fn panels<S: Simd, E: Load>(&self) {
         let (mut panel, mut sums) = (Panel::new(), Sums::uninit());
         let sums = sums.as_mut_ptr().cast::<f32>();
-        for start in self.columns.clone().step_by(COLUMNS) {
-            let columns = start..(start + COLUMNS).min(self.columns.end);
-            for row in (0..self.m).step_by(ROWS) {
-                let rows = row..(row + ROWS).min(self.m);
-                // SAFETY: rows and columns exist; `sums` has room for ROWS by COLUMNS at every place of the tree.
-                unsafe { self.tree::<S, E>(&mut panel, rows.clone(), columns.clone(), sums) };
-                // SAFETY: the first place of the tree now holds the sum.
-                unsafe { self.finish(rows, columns.clone(), sums) };
+        // For few rows a narrow panel is read back sooner; for many, a wide one saves passes over `x`.
+        let vectors = if self.m <= STREAMED {
+            1
+        } else if self.m <= ROWS_FEW {
+            WIDTH
+        } else {
+            STRIPS * WIDTH
+        };
+        let width = vectors * S::LANES;
+        for row in (0..self.m).step_by(ROWS) {
+            let rows = row..(row + ROWS).min(self.m);
+            for start in self.columns.clone().step_by(width) {
+                let columns = start..(start + width).min(self.columns.end);
+                // SAFETY: rows and columns exist; `sums` has room for them at every place of the tree, the first of which then
+                // holds the sum.
+                unsafe {
+                    self.tree::<S, E>(&mut panel, &rows, &columns, sums);
+                    self.finish(&rows, &columns, sums);
+                }
             }
         }
     }
@@ -121,36 +142,36 @@ impl Columns<'_> {
     /// Sums every segment and adds them up: a segment waits until its right neighbour in the tree is there.
     ///
     /// # Safety
-    /// Rows and columns exist, at most ROWS and COLUMNS; `sums` has room for WAITING such parts. The CPU has `S`.
+    /// Rows and columns exist, at most ROWS and a panel's columns; `sums` has room for WAITING such parts. The CPU has `S`.
     #[inline(always)]
     unsafe fn tree<S: Simd, E: Load>(
         &self,
         panel: &mut Panel,
-        rows: Range<usize>,
-        columns: Range<usize>,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
         sums: *mut f32,
     ) {
         for segment in 0..self.segments.count {
             // As many parts wait as `segment` has bits: one for each whole subtree to the left.
             let mut place = segment.count_ones() as usize;
             let k = self.segments.bounds[segment]..self.segments.bounds[segment + 1];
-            // SAFETY: fewer than WAITING bits are set in a segment's number.
-            unsafe { self.segment::<S, E>(panel, rows.clone(), columns.clone(), k, sums.add(place * ROWS * COLUMNS)) };
-            for _ in 0..segment.trailing_ones() {
-                place -= 1;
-                // SAFETY: two different parts, both written.
-                unsafe {
-                    let left = sums.add(place * ROWS * COLUMNS);
-                    let right = left.add(ROWS * COLUMNS);
-                    for i in 0..rows.len() * COLUMNS {
-                        *left.add(i) += *right.add(i);
+            // SAFETY: fewer than WAITING bits are set in a segment's number; the parts that are added are written and differ.
+            unsafe {
+                self.segment::<S, E>(panel, rows, columns, &k, sums.add(place * PLACE));
+                for _ in 0..segment.trailing_ones() {
+                    place -= 1;
+                    for row in 0..rows.len() {
+                        let left = sums.add(place * PLACE + row * COLUMNS_MAX);
+                        for column in 0..columns.len() {
+                            *left.add(column) += *left.add(PLACE + column);
+                        }
                     }
                 }
             }
         }
     }
 
-    /// `to[row][column]` = the products of one segment of `k`. Columns up to the next whole strip are written, too.
+    /// `to[row][column]` = the products of one segment of `k`. Whole vectors of columns are written.
     ///
     /// # Safety
     /// As [`Columns::tree`]; `k` lies within the rows of `w`.
@@ -158,29 +179,42 @@ impl Columns<'_> {
     unsafe fn segment<S: Simd, E: Load>(
         &self,
         panel: &mut Panel,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        k: Range<usize>,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        k: &Range<usize>,
         to: *mut f32,
     ) {
-        if k.is_empty() {
-            // SAFETY: `to` has room for all rows.
-            return unsafe { to.write_bytes(0, rows.len() * COLUMNS) };
+        let x = |row: usize, k: usize| self.x.as_ptr().wrapping_add((rows.start + row) * self.w.cols + k);
+        if self.m <= STREAMED || k.is_empty() {
+            // SAFETY: rows, columns and `k` exist, and there are as many rows as each arm says.
+            return unsafe {
+                match rows.len() {
+                    1 => stream::<S, E, 1>([0].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
+                    2 => stream::<S, E, 2>([0, 1].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
+                    3 => stream::<S, E, 3>([0, 1, 2].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
+                    4 => {
+                        stream::<S, E, 4>([0, 1, 2, 3].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX)
+                    }
+                    rows => to.write_bytes(0, rows * COLUMNS_MAX),
+                }
+            };
         }
         for start in k.clone().step_by(DEPTH) {
             let part = start..(start + DEPTH).min(k.end);
             // SAFETY: columns, rows and `part` exist.
             unsafe {
-                panel.fill::<S, E>(self.w, columns.clone(), part.clone());
-                let block = Block {
-                    x: self.x.as_ptr().add(rows.start * self.w.cols + part.start),
-                    x_stride: self.w.cols,
-                    strips: panel.strip::<S>(0),
-                    k: part.len(),
-                    sums: to,
-                    fresh: start == k.start,
-                };
-                block.all::<S>(rows.len(), Panel::strips::<S>(columns.len()));
+                panel.fill::<S, E>(self.w, columns, &part);
+                for strip in 0..Panel::strips::<S>(columns.len()) {
+                    let block = Block {
+                        x: x(0, part.start),
+                        x_stride: self.w.cols,
+                        strip: panel.strip::<S>(strip),
+                        k: part.len(),
+                        sums: to.add(strip * WIDTH * S::LANES),
+                        fresh: start == k.start,
+                    };
+                    block.all::<S>(rows.len());
+                }
             }
         }
     }
@@ -190,11 +224,11 @@ impl Columns<'_> {
     /// # Safety
     /// `sums` is written for these rows and columns.
     #[inline(always)]
-    unsafe fn finish(&self, rows: Range<usize>, columns: Range<usize>, sums: *const f32) {
-        for (r, row) in rows.enumerate() {
+    unsafe fn finish(&self, rows: &Range<usize>, columns: &Range<usize>, sums: *const f32) {
+        for (r, row) in rows.clone().enumerate() {
             // SAFETY: the output row has `w.rows` columns, of which this task owns `columns`.
             let (sum, out) = unsafe {
-                let sum = std::slice::from_raw_parts(sums.add(r * COLUMNS), columns.len());
+                let sum = std::slice::from_raw_parts(sums.add(r * COLUMNS_MAX), columns.len());
                 (sum, self.out.slice(row * self.w.rows + columns.start, columns.len()))
             };
             match self.bias {

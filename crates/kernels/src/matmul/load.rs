@@ -2,11 +2,15 @@
 
 #![expect(unsafe_code, reason = "vector loads; contracts stand at each function")]
 
+use super::rows::Ahead;
 use crate::simd::{MAX_LANES, Simd};
 
 /// An element type as vectors are loaded from it.
 pub(crate) trait Load {
     const SIZE: usize;
+
+    /// Elements that [`Load::columns`] moves as one lane.
+    const PER_LANE: usize;
 
     /// # Safety
     /// As [`Simd::load`].
@@ -16,69 +20,32 @@ pub(crate) trait Load {
     /// As [`Simd::load_head`].
     unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V;
 
-    /// `to[i * stride + row] = rows[row][i]` for the first `LANES` rows and the first elements that make whole vectors, one element
-    /// per lane or, for [`Bf16`], two; returns how many elements that is. `ahead` is moved by as many bytes as are read.
+    /// `PER_LANE * LANES` elements of each of `LANES` rows, turned: lane `r` of vector `j` holds elements `PER_LANE * j ..` of row `r`,
+    /// to be taken apart by [`Load::element`]. `ahead` moves by what is read.
     ///
     /// # Safety
-    /// Every row has `count` readable elements, `to` room for `LANES` floats for each; the CPU has `S`.
+    /// Every row has these elements from `at` on; the CPU has `S`.
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(
-        rows: &[*const u8; MAX_LANES],
-        count: usize,
-        to: *mut f32,
-        stride: usize,
-        ahead: &mut Ahead,
-    ) -> usize {
-        let mut i = 0;
-        // SAFETY: whole vectors within `count`.
+    unsafe fn columns<S: Simd>(rows: &[*const u8; MAX_LANES], at: usize, ahead: &mut Ahead) -> [S::V; MAX_LANES] {
+        // SAFETY: passed on; only the first LANES vectors are used.
         unsafe {
-            while i + S::LANES <= count {
-                let mut v = [S::splat(0.0); MAX_LANES];
-                for (v, row) in v.iter_mut().zip(rows).take(S::LANES) {
-                    *v = Self::load::<S>(row.add(i * Self::SIZE));
-                    ahead.prefetch::<S>(S::LANES * Self::SIZE);
-                }
-                S::transpose(&mut v);
-                for (j, v) in v.iter().enumerate().take(S::LANES) {
-                    S::store(to.add((i + j) * stride), *v);
-                }
-                i += S::LANES;
+            let mut v = [S::splat(0.0); MAX_LANES];
+            for (v, row) in v.iter_mut().zip(rows).take(S::LANES) {
+                *v = Self::load::<S>(row.add(at * Self::SIZE));
+                ahead.prefetch::<S>(S::LANES * Self::SIZE);
             }
+            S::transpose(&mut v);
+            v
         }
-        i
-    }
-}
-
-/// Walks through the memory that is read after the current rows, so that it is on its way early.
-pub(crate) struct Ahead {
-    at: *const u8,
-    /// Where the current row of the memory ahead ends.
-    row_end: *const u8,
-    row_bytes: usize,
-    /// From the end of a row to the start of the next.
-    gap: usize,
-}
-
-impl Ahead {
-    /// Rows of `row_bytes`, `stride` bytes apart, the first at `start`. The memory need not exist.
-    #[inline(always)]
-    pub(crate) fn new(start: *const u8, row_bytes: usize, stride: usize) -> Self {
-        Self { at: start, row_end: start.wrapping_add(row_bytes), row_bytes, gap: stride - row_bytes }
     }
 
-    /// Asks for the next `bytes`, at most one line of memory.
+    /// Element `index < PER_LANE` of each lane.
     ///
     /// # Safety
     /// The CPU has `S`.
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&mut self, bytes: usize) {
-        // SAFETY: passed on.
-        unsafe { S::prefetch(self.at) };
-        self.at = self.at.wrapping_add(bytes);
-        if self.at >= self.row_end {
-            self.at = self.at.wrapping_add(self.gap);
-            self.row_end = self.row_end.wrapping_add(self.row_bytes + self.gap);
-        }
+    unsafe fn element<S: Simd>(lanes: S::V, _index: usize) -> S::V {
+        lanes
     }
 }
 
@@ -86,59 +53,59 @@ pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct Bf16;
 
-macro_rules! load {
-    ($name:ident, $size:literal, $load:ident, $head:ident $(, $transpose:item)?) => {
-        // SAFETY: passed on to the caller.
-        impl Load for $name {
-            const SIZE: usize = $size;
-            #[inline(always)]
-            unsafe fn load<S: Simd>(from: *const u8) -> S::V {
-                unsafe { S::$load(from.cast()) }
-            }
-            #[inline(always)]
-            unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V {
-                unsafe { S::$head(from.cast(), count) }
-            }
-            $($transpose)?
-        }
-    };
-}
-load!(F32, 4, load, load_head);
-load!(F16, 2, load_f16, load_f16_head);
-load!(
-    Bf16,
-    2,
-    load_bf16,
-    load_bf16_head,
-    /// Pairs of elements are moved as one lane: half the shuffles.
+// SAFETY (all functions): passed on to the caller.
+impl Load for F32 {
+    const SIZE: usize = 4;
+    const PER_LANE: usize = 1;
+
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(
-        rows: &[*const u8; MAX_LANES],
-        count: usize,
-        to: *mut f32,
-        stride: usize,
-        ahead: &mut Ahead,
-    ) -> usize {
-        let mut i = 0;
-        // SAFETY: twice LANES elements of two bytes are a vector, within `count`.
-        unsafe {
-            while i + 2 * S::LANES <= count {
-                let mut v = [S::splat(0.0); MAX_LANES];
-                for (v, row) in v.iter_mut().zip(rows).take(S::LANES) {
-                    *v = S::load(row.add(i * 2).cast());
-                    ahead.prefetch::<S>(S::LANES * 4);
-                }
-                S::transpose(&mut v);
-                for (j, v) in v.iter().enumerate().take(S::LANES) {
-                    S::store(to.add((i + 2 * j) * stride), S::low_bf16(*v));
-                    S::store(to.add((i + 2 * j + 1) * stride), S::high_bf16(*v));
-                }
-                i += 2 * S::LANES;
-            }
-        }
-        i
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        unsafe { S::load(from.cast()) }
     }
-);
+    #[inline(always)]
+    unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V {
+        unsafe { S::load_head(from.cast(), count) }
+    }
+}
+
+// SAFETY (all functions): passed on to the caller.
+impl Load for F16 {
+    const SIZE: usize = 2;
+    const PER_LANE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        unsafe { S::load_f16(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V {
+        unsafe { S::load_f16_head(from, count) }
+    }
+}
+
+// SAFETY (all functions): passed on to the caller.
+impl Load for Bf16 {
+    const SIZE: usize = 2;
+    const PER_LANE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        unsafe { S::load_bf16(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V {
+        unsafe { S::load_bf16_head(from, count) }
+    }
+    /// Pairs are moved as they are and widened after: half the shuffles.
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(rows: &[*const u8; MAX_LANES], at: usize, ahead: &mut Ahead) -> [S::V; MAX_LANES] {
+        unsafe { F32::columns::<S>(&rows.map(|row| row.wrapping_add(at * 2)), 0, ahead) }
+    }
+    #[inline(always)]
+    unsafe fn element<S: Simd>(lanes: S::V, index: usize) -> S::V {
+        unsafe { if index == 0 { S::low_bf16(lanes) } else { S::high_bf16(lanes) } }
+    }
+}
 
 /// # Safety
 /// `from` has as many readable elements as `out`; the CPU has `S`.

@@ -2,113 +2,83 @@
 
 #![expect(unsafe_code, reason = "vector loads; contracts stand at each function")]
 
-use super::panel::{COLUMNS, DEPTH, STRIP};
+use super::panel::{COLUMNS_MAX, WIDTH};
 use crate::simd::Simd;
 
-/// `sums += x * strips` for one panel. Strides are in floats.
+/// `sums += x * strip`.
 pub(super) struct Block {
     /// `[row][k]`
     pub(super) x: *const f32,
+    /// Floats from one row to the next.
     pub(super) x_stride: usize,
-    /// `[strip][k][STRIP * LANES]`, DEPTH rows to a strip.
-    pub(super) strips: *const f32,
+    /// `[k][WIDTH * LANES]`
+    pub(super) strip: *const f32,
     pub(super) k: usize,
-    /// `[row][COLUMNS]`
+    /// `[row][..]`, COLUMNS_MAX floats from one row to the next.
     pub(super) sums: *mut f32,
     /// The sums start at 0 instead of what is in `sums`.
     pub(super) fresh: bool,
 }
 
 impl Block {
-    /// Rows `0..rows` times `strips` strips. Shapes are chosen so that the sums fill the registers of the level.
+    /// Rows `0..rows`, as many at a time as the level has registers for their sums.
     ///
     /// # Safety
-    /// `x` and `sums` have `rows` rows, the panel `strips` strips; unless `fresh`, `sums` is written. The CPU has `S`.
+    /// `x` and `sums` have `rows` rows, the strip `k`; unless `fresh`, `sums` is written. The CPU has `S`.
     #[inline(always)]
-    pub(super) unsafe fn all<S: Simd>(self, rows: usize, strips: usize) {
+    pub(super) unsafe fn all<S: Simd>(self, rows: usize) {
         let mut row = 0;
         while row < rows {
-            let left = rows - row;
             // SAFETY: each arm takes at most the rows that are left.
             unsafe {
-                row += match (S::LANES, left) {
-                    (16, 12..) => self.rows::<S, 12, 1>(row, strips),
-                    (16, 8..) => self.rows::<S, 8, 1>(row, strips),
-                    (8, 6..) => self.rows::<S, 6, 1>(row, strips),
-                    (16, 4..) => self.rows::<S, 4, 2>(row, strips),
-                    (_, 4..) => self.rows::<S, 4, 1>(row, strips),
-                    (_, 2..) => self.rows::<S, 2, 2>(row, strips),
-                    _ => self.rows::<S, 1, 2>(row, strips),
+                row += match (S::LANES, rows - row) {
+                    (16, 12..) => self.some::<S, 12>(row),
+                    (16, 8..) => self.some::<S, 8>(row),
+                    (8, 6..) => self.some::<S, 6>(row),
+                    (_, 4..) => self.some::<S, 4>(row),
+                    (_, 2..) => self.some::<S, 2>(row),
+                    _ => self.some::<S, 1>(row),
                 };
             }
         }
     }
 
-    /// `M` rows from `row` on, `T` strips at a time; returns `M`.
+    /// `M` rows from `row` on; returns `M`.
     ///
     /// # Safety
     /// As [`Block::all`].
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize, const T: usize>(&self, row: usize, strips: usize) -> usize {
-        let mut strip = 0;
-        // SAFETY: strips `strip..strip + T` exist.
+    unsafe fn some<S: Simd, const M: usize>(&self, row: usize) -> usize {
+        let x: [*const f32; M] = std::array::from_fn(|m| self.x.wrapping_add((row + m) * self.x_stride));
+        let to: [*mut f32; M] = std::array::from_fn(|m| self.sums.wrapping_add((row + m) * COLUMNS_MAX));
+        // SAFETY: rows `row..row + M` exist; a row of `sums` holds WIDTH vectors.
         unsafe {
-            while strip + T <= strips {
-                self.tile::<S, M, T>(row, strip);
-                strip += T;
-            }
-            while strip < strips {
-                self.tile::<S, M, 1>(row, strip);
-                strip += 1;
-            }
-        }
-        M
-    }
-
-    /// # Safety
-    /// As [`Block::all`], for rows `row..row + M` and strips `strip..strip + T`.
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const T: usize>(&self, row: usize, strip: usize) {
-        // SAFETY: rows and strips exist; a row of `sums` holds all strips.
-        unsafe {
-            let x: [*const f32; M] = std::array::from_fn(|m| self.x.add((row + m) * self.x_stride));
-            let w: [*const f32; T] = std::array::from_fn(|t| self.strips.add((strip + t) * DEPTH * STRIP * S::LANES));
-            let at = |m: usize, t: usize, v: usize| {
-                self.sums.add((row + m) * COLUMNS + ((strip + t) * STRIP + v) * S::LANES)
-            };
-            let mut sums = [[[S::splat(0.0); STRIP]; T]; M];
+            let mut sums = [[S::splat(0.0); WIDTH]; M];
             if !self.fresh {
-                for m in 0..M {
-                    for t in 0..T {
-                        for v in 0..STRIP {
-                            sums[m][t][v] = S::load(at(m, t, v));
-                        }
+                for (sums, to) in sums.iter_mut().zip(to) {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = S::load(to.add(v * S::LANES));
                     }
                 }
             }
             for k in 0..self.k {
-                let mut row = [[S::splat(0.0); STRIP]; T];
-                for t in 0..T {
-                    for v in 0..STRIP {
-                        row[t][v] = S::load(w[t].add((k * STRIP + v) * S::LANES));
-                    }
+                let mut columns = [S::splat(0.0); WIDTH];
+                for (v, columns) in columns.iter_mut().enumerate() {
+                    *columns = S::load(self.strip.add((k * WIDTH + v) * S::LANES));
                 }
-                for m in 0..M {
-                    let x = S::splat(*x[m].add(k));
-                    for t in 0..T {
-                        for v in 0..STRIP {
-                            sums[m][t][v] = S::mul_add(x, row[t][v], sums[m][t][v]);
-                        }
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let x = S::splat(*x.add(k));
+                    for (sum, columns) in sums.iter_mut().zip(columns) {
+                        *sum = S::mul_add(x, columns, *sum);
                     }
                 }
             }
-            for m in 0..M {
-                for t in 0..T {
-                    for v in 0..STRIP {
-                        S::store(at(m, t, v), sums[m][t][v]);
-                    }
+            for (sums, to) in sums.iter().zip(to) {
+                for (v, sum) in sums.iter().enumerate() {
+                    S::store(to.add(v * S::LANES), *sum);
                 }
             }
         }
+        M
     }
 }
