@@ -128,6 +128,7 @@ impl Reservation {
     pub(crate) async fn land(self, pool: &BlockPool, key: &RequestKey) -> Result<(BlockTable, LandingStats), Failure> {
         let Self { landing, mut table, .. } = self;
         tokio::select! {
+            biased;
             landed = landing.landed() => landed.map(drop).map_err(failure)?,
             never = vouched(&landing) => match never {},
         }

@@ -2,9 +2,8 @@
 //!
 //! Tokens count by their position, so what an attempt repeats is dropped and what it skips is noticed.
 
-use std::time::Instant;
-
 use text::{Detokenizer, StopMatcher, Tokenizer};
+use tokio::time::Instant;
 use types::{FinishReason, SampledToken, SamplingParams, TokenId};
 
 use openai::{Finish, TokenChance, TokenLogprob};

@@ -3,9 +3,9 @@
 //! `/ready` counts an instance only after its canary came back, so a cluster that cannot hand over never looks ready.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use telemetry::SchedulerMetrics;
+use tokio::time::Instant;
 use tracing::{info, warn};
 use types::{RequestId, Role, SamplingParams, TokenId};
 

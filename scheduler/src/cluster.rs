@@ -7,14 +7,17 @@ mod report;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kv::BlockHash;
 use parking_lot::Mutex;
 use proto::ClusterSecret;
 use proto::control::{self, Welcome};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use telemetry::{SchedulerMetrics, WorkerLoad};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{info, warn};
 use types::{InstanceId, Limits, ModelIdentity, Role};
 
@@ -33,6 +36,7 @@ pub(crate) struct Cluster {
     generations: AtomicU64,
     /// Of this process: workers drop what an older scheduler left.
     incarnation: u64,
+    random: Mutex<SmallRng>,
     table_hash: String,
     secret: Option<ClusterSecret>,
     timings: Timings,
@@ -85,6 +89,7 @@ impl Cluster {
             changed: Notify::new(),
             generations: AtomicU64::new(0),
             incarnation: rand::random(),
+            random: Mutex::new(config.seed.map_or_else(SmallRng::from_os_rng, SmallRng::seed_from_u64)),
             table_hash: config.table_hash.clone(),
             secret: config.secret.clone(),
             timings: config.timings.clone(),
@@ -245,7 +250,7 @@ impl Cluster {
     pub(crate) fn route(self: &Arc<Self>, facts: &Facts<'_>) -> Routed {
         let now = Instant::now();
         let mut pairing = self.pairing.lock();
-        match pairing.choose(facts, now, &mut rand::rng()) {
+        match pairing.choose(facts, now, &mut *self.random.lock()) {
             Choice::Route(route) => {
                 let booking = pairing.book(route, facts, now);
                 drop(pairing);

@@ -34,6 +34,8 @@ pub struct Config {
     pub server_info: bool,
     /// Proven to every worker, and by it.
     pub secret: Option<ClusterSecret>,
+    /// Of the random candidates of pairing; `None` = another one each time.
+    pub seed: Option<u64>,
     pub bounds: Bounds,
     pub timings: Timings,
 }
@@ -175,6 +177,7 @@ impl Config {
             trust_request_chat_template: false,
             server_info: false,
             secret: None,
+            seed: None,
             bounds: Bounds::default(),
             timings: Timings::default(),
         }

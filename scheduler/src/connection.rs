@@ -6,14 +6,15 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use net::TcpStream;
 use proto::control::worker_client::WorkerClient;
 use proto::control::worker_message::Body as FromWorker;
 use proto::control::{Hello, Ping, Welcome, WorkerMessage, scheduler_message::Body};
 use proto::{ClusterSecret, Port};
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::Streaming;
 use tonic::codegen::http::Uri;

@@ -1,9 +1,9 @@
 //! Some choices of a request on one attempt: what they have, where they were tried, and what a failure means for the next attempt.
 
 use std::collections::HashSet;
-use std::time::Instant;
 
 use proto::control::FailCode;
+use tokio::time::Instant;
 use types::{Epoch, GenerateSpec};
 
 use crate::answer::Answer;

@@ -2,7 +2,7 @@
 //!
 //! Dropping a [`Link`] cancels the attempt on that worker, unless the worker said that it holds nothing any more.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     pub(crate) progress: Duration,
     pub(crate) outbox: Outbox,
     /// `None` once the connection is lost.
-    routes: Mutex<Option<HashMap<RequestKey, mpsc::Sender<Event>>>>,
+    routes: Mutex<Option<BTreeMap<RequestKey, mpsc::Sender<Event>>>>,
     late_dropped: AtomicU64,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Link {
 
 impl Connection {
     pub(crate) fn new(slot: Slot, generation: u64, instance: InstanceId, progress: Duration, outbox: Outbox) -> Self {
-        let routes = Mutex::new(Some(HashMap::new()));
+        let routes = Mutex::new(Some(BTreeMap::new()));
         Self { slot, generation, instance, progress, outbox, routes, late_dropped: AtomicU64::new(0) }
     }
 

@@ -7,13 +7,14 @@ mod error;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use kv::{BlockHash, ChainRoot, hash_chain};
 use proto::control;
 use telemetry::SchedulerMetrics;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use types::{RequestId, RequestKey, Role, SampledToken, SamplingParams, Stage, TokenId};
 
@@ -170,7 +171,7 @@ impl Story<'_> {
         let waited = self.cluster.timings().wait;
         let until = *leg.waiting_since.get_or_insert_with(Instant::now) + waited;
         let place = self.admission.queue()?;
-        let _head = tokio::time::timeout_at(until.into(), place.head()).await;
+        let _head = tokio::time::timeout_at(until, place.head()).await;
         let _head = _head.map_err(|_| RequestError::NoRoom { waited })?;
         loop {
             if !leg.tried.busy.is_empty() {
@@ -267,6 +268,7 @@ impl Story<'_> {
         let mut prefill = connection.link(path.key.clone()).map_err(&failed)?;
         prefill.prefill(&leg.spec(self.request), ticket).map_err(&failed)?;
         let event = tokio::select! {
+            biased;
             event = prefill.next() => event,
             // D has nothing to say before Generate, except that it cannot go on.
             event = decode.next() => match event {
@@ -341,6 +343,7 @@ impl Story<'_> {
                 }
             };
             tokio::select! {
+                biased;
                 event = decode.next() => {
                     let stage = if landed || path.prefill.is_none() { Stage::Decoding } else { Stage::Transferring };
                     let tokens = match event.map_err(at(stage))? {
@@ -456,5 +459,5 @@ async fn wait(
     until: Instant,
     otherwise: RequestError,
 ) -> Result<(), RequestError> {
-    tokio::time::timeout_at(until.into(), changed).await.map_err(|_| otherwise)
+    tokio::time::timeout_at(until, changed).await.map_err(|_| otherwise)
 }

@@ -5,7 +5,13 @@ use std::path::{Path, PathBuf};
 
 /// Room, its directory, the rooms of ours it may depend on.
 const ROOMS: &[(&str, &str, &[&str])] = &[
+    (
+        "simulation",
+        "simulation",
+        &["scheduler", "prefill-worker", "decode-worker", "worker", "net", "transfer", "proto", "kv", "text", "types"],
+    ),
     ("types", "crates/types", &[]),
+    ("net", "crates/net", &[]),
     ("ranktable", "crates/ranktable", &[]),
     ("kernels", "crates/kernels", &[]),
     ("kv", "crates/kv", &["types"]),
@@ -14,10 +20,14 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("telemetry", "crates/telemetry", &["types"]),
     ("proto", "proto", &["types"]),
     ("engine", "crates/engine", &["kernels", "kv", "types"]),
-    ("transfer", "crates/transfer", &["kv", "proto", "telemetry", "types"]),
+    ("transfer", "crates/transfer", &["kv", "net", "proto", "telemetry", "types"]),
     // text: grammars need the vocabulary beside the sampler.
-    ("worker", "crates/worker", &["engine", "transfer", "kv", "proto", "ranktable", "telemetry", "text", "types"]),
-    ("scheduler", "scheduler", &["types", "kv", "text", "openai", "proto", "ranktable", "telemetry"]),
+    (
+        "worker",
+        "crates/worker",
+        &["engine", "transfer", "kv", "net", "proto", "ranktable", "telemetry", "text", "types"],
+    ),
+    ("scheduler", "scheduler", &["types", "kv", "net", "text", "openai", "proto", "ranktable", "telemetry"]),
     ("ranktable-tool", "ranktable-tool", &["ranktable"]),
     ("prefill-worker", "prefill-worker", &["worker", "engine", "transfer", "kv", "proto", "telemetry", "types"]),
     ("decode-worker", "decode-worker", &["worker", "engine", "transfer", "kv", "proto", "telemetry", "types"]),

@@ -3,7 +3,7 @@
 //! One task runs three loops side by side: the pump (reads KV and sends), the replies, and the stall watch. When one of them
 //! ends, the connection is lost: every shipment on it fails at once, and the next hand-over makes a new connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use futures::StreamExt;
@@ -42,7 +42,7 @@ pub(crate) struct Connection {
 
 #[derive(Default)]
 struct State {
-    shipments: HashMap<RequestKey, Arc<Shipment>>,
+    shipments: BTreeMap<RequestKey, Arc<Shipment>>,
     /// Shipments with something to send, each at most once.
     queue: VecDeque<Arc<Shipment>>,
     abandons: VecDeque<Abandon>,
@@ -141,6 +141,7 @@ impl Connection {
             Ok(Connected { link, kind, address, credit }) => {
                 let _ = self.kind.set(kind);
                 let reason = tokio::select! {
+                    biased;
                     reason = self.pump(link.sink, credit) => reason,
                     reason = self.replies(link.replies, kind) => reason,
                     reason = self.stalled() => reason,

@@ -274,6 +274,7 @@ impl Landing {
                 }
             };
             tokio::select! {
+                biased;
                 () = &mut changed => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }

@@ -12,6 +12,8 @@ mod connection;
 mod counters;
 mod coverage;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod handshake;
 mod landing;
 mod piece;

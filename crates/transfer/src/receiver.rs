@@ -10,19 +10,19 @@
 //! From 1 to 3 it may also end as **failed**: lease ran out, P's connection broke, P gave up, a newer attempt of the request was
 //! opened, or the Landing was dropped. Whatever comes later is refused by reason and counted.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use kv::{KvLayout, KvStore};
+use net::TcpStream;
 use parking_lot::Mutex;
 use proto::Port;
 use proto::kv::kv_transfer_server::KvTransferServer;
 use proto::kv::{Abandon, Piece};
 use telemetry::Seldom;
-use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::RequestId;
 
@@ -53,7 +53,7 @@ pub(crate) struct Registry {
     pub(crate) counters: Counters,
     store: Arc<dyn KvStore>,
     /// One open site per request: its newest attempt.
-    sites: Mutex<HashMap<RequestId, Arc<Site>>>,
+    sites: Mutex<BTreeMap<RequestId, Arc<Site>>>,
     /// Where we can be reached, for tickets.
     endpoints: Mutex<Vec<Endpoint>>,
     connections: AtomicU64,
@@ -67,7 +67,7 @@ impl KvReceiver {
             config,
             counters: Counters::default(),
             store,
-            sites: Mutex::new(HashMap::new()),
+            sites: Mutex::new(BTreeMap::new()),
             endpoints: Mutex::new(Vec::new()),
             connections: AtomicU64::new(0),
             refusals: Mutex::default(),
@@ -132,6 +132,11 @@ impl KvReceiver {
         let site = Arc::new(Site::new(request, ticket.capability, registry.store.clone()));
         registry.enter(&site);
         Landing::new(site, Arc::downgrade(registry), ticket.encode())
+    }
+
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
     }
 
     pub fn counters(&self) -> &Counters {
@@ -212,7 +217,7 @@ impl Registry {
     }
 
     /// Makes `site` the one open site of its request, unless an attempt as new as it is open.
-    fn enter(&self, site: &Arc<Site>) {
+    pub(crate) fn enter(&self, site: &Arc<Site>) {
         let mut sites = self.sites.lock();
         let request = &site.key.request;
         let open = sites.get(request).cloned();

@@ -177,6 +177,7 @@ impl Outgoing {
                 return Err(TransferError::Timeout { key, peer, waited });
             }
             tokio::select! {
+                biased;
                 () = &mut changed => {}
                 () = tokio::time::sleep_until(moved + stall) => {}
             }

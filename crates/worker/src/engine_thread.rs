@@ -2,16 +2,20 @@
 //!
 //! The thread sleeps when there is nothing to do and never waits for anyone: an attempt that does not fetch its events loses its job.
 
+#[cfg(any(test, feature = "fake"))]
+mod task;
+
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kv::{BlockPool, PoolStats};
 use parking_lot::{Condvar, Mutex};
 use proto::control::{FailCode, StepCost};
 use telemetry::WorkerMetrics;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use types::RequestKey;
 
 use crate::{Event, Failure, Happening, Job, QueueStats, Runner, Stepped, Stepper};
@@ -31,12 +35,28 @@ pub struct EngineHandle(Arc<Shared>);
 
 struct Shared {
     inbox: Mutex<Inbox>,
-    wake: Condvar,
+    bell: Bell,
     report: Mutex<Report>,
     pool: BlockPool,
     metrics: WorkerMetrics,
     /// Counts reports; closed when the thread has ended.
     changed: watch::Receiver<u64>,
+}
+
+/// Wakes the engine.
+#[derive(Default)]
+struct Bell {
+    heard: Condvar,
+    #[cfg(any(test, feature = "fake"))]
+    heard_by_task: tokio::sync::Notify,
+}
+
+impl Bell {
+    fn ring(&self) {
+        self.heard.notify_one();
+        #[cfg(any(test, feature = "fake"))]
+        self.heard_by_task.notify_one();
+    }
 }
 
 #[derive(Default)]
@@ -82,16 +102,32 @@ impl EngineHandle {
         pool: BlockPool,
         metrics: WorkerMetrics,
     ) -> std::io::Result<Self> {
+        let (handle, mut thread) = Self::new(runner, stepper, pool, metrics);
+        std::thread::Builder::new().name("engine".into()).spawn(move || {
+            if std::panic::catch_unwind(AssertUnwindSafe(|| thread.run())).is_err() {
+                tracing::error!("the engine panicked; this instance stops, its requests go on elsewhere");
+            }
+            thread.shared.close();
+        })?;
+        Ok(handle)
+    }
+
+    fn new(
+        runner: Runner,
+        stepper: impl Stepper + Send + 'static,
+        pool: BlockPool,
+        metrics: WorkerMetrics,
+    ) -> (Self, EngineThread) {
         let (change, changed) = watch::channel(0);
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
-            wake: Condvar::new(),
+            bell: Bell::default(),
             report: Mutex::default(),
             pool,
             metrics,
             changed,
         });
-        let mut thread = EngineThread {
+        let thread = EngineThread {
             shared: shared.clone(),
             runner,
             stepper: Box::new(stepper),
@@ -100,13 +136,7 @@ impl EngineHandle {
             start: Instant::now(),
             preemptions: 0,
         };
-        std::thread::Builder::new().name("engine".into()).spawn(move || {
-            if std::panic::catch_unwind(AssertUnwindSafe(|| thread.run())).is_err() {
-                tracing::error!("the engine panicked; this instance stops, its requests go on elsewhere");
-            }
-            thread.shared.close();
-        })?;
-        Ok(Self(shared))
+        (Self(shared), thread)
     }
 
     /// Queues a job. Refusals that need the runner's state come as the job's first event.
@@ -151,7 +181,7 @@ impl EngineHandle {
     /// Ends the thread after the step it is in. Jobs that are not finished are lost.
     pub fn shutdown(&self) {
         self.0.inbox.lock().stopping = true;
-        self.0.wake.notify_one();
+        self.0.bell.ring();
     }
 
     /// Waits until the thread has ended.
@@ -171,7 +201,7 @@ impl EngineHandle {
         }
         inbox.commands.push_back(command);
         drop(inbox);
-        self.0.wake.notify_one();
+        self.0.bell.ring();
         Ok(())
     }
 }
@@ -190,7 +220,7 @@ impl Drop for RunningJob {
         let mut inbox = self.engine.0.inbox.lock();
         if !self.events.is_closed() && !inbox.closed {
             inbox.commands.push_back(Command::Cancel { key: self.key.clone(), choices: Vec::new() });
-            self.engine.0.wake.notify_one();
+            self.engine.0.bell.ring();
         }
     }
 }
@@ -219,24 +249,33 @@ impl EngineThread {
     fn run(&mut self) {
         let mut stalled = false;
         while let Some(commands) = self.commands(stalled) {
-            for command in commands {
-                self.apply(command);
-            }
-            let stepped = self.runner.step(self.start.elapsed(), &mut *self.stepper);
-            stalled = stepped.cost.is_none() && stepped.events.is_empty();
-            self.report(&stepped);
-            stepped.events.into_iter().for_each(|event| self.deliver(event));
-            self.change.send_modify(|reports| *reports += 1);
+            let stepped = self.step(commands);
+            stalled = stepped.is_stalled();
+            self.tell(stepped);
         }
+    }
+
+    fn step(&mut self, commands: VecDeque<Command>) -> Stepped {
+        for command in commands {
+            self.apply(command);
+        }
+        self.runner.step(self.start.elapsed(), &mut *self.stepper)
+    }
+
+    /// Says what a step came to, to whoever waits for it.
+    fn tell(&mut self, stepped: Stepped) {
+        self.report(&stepped);
+        stepped.events.into_iter().for_each(|event| self.deliver(event));
+        self.change.send_modify(|reports| *reports += 1);
     }
 
     /// Everything that was asked for meanwhile; sleeps if there is nothing else to do. None ends the thread.
     fn commands(&self, stalled: bool) -> Option<VecDeque<Command>> {
         let mut inbox = self.shared.inbox.lock();
         if self.runner.is_idle() {
-            self.shared.wake.wait_while(&mut inbox, |inbox| inbox.commands.is_empty() && !inbox.stopping);
+            self.shared.bell.heard.wait_while(&mut inbox, |inbox| inbox.commands.is_empty() && !inbox.stopping);
         } else if stalled && inbox.commands.is_empty() {
-            self.shared.wake.wait_for(&mut inbox, STALLED);
+            self.shared.bell.heard.wait_for(&mut inbox, STALLED);
         }
         (!inbox.stopping).then(|| std::mem::take(&mut inbox.commands))
     }

@@ -8,9 +8,9 @@ use anyhow::Context;
 use axum::Router;
 use engine::{Engine, LoadStage};
 use kv::{BlockPool, KvStore};
+use net::TcpListener;
 use telemetry::WorkerMetrics;
 use text::Grammars;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +122,7 @@ async fn live<R: RoleService>(
     let stop = CancellationToken::new();
     let until_stopped = async {
         tokio::select! {
+            biased;
             () = engine.ended() => {}
             () = drained(&control, &drain) => {}
         }

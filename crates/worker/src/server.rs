@@ -12,11 +12,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use net::{TcpListener, TcpStream};
 use parking_lot::Mutex;
 use proto::control::worker_server::WorkerServer;
 use proto::{AuthError, ClusterSecret, MARK_START, Port};
 use telemetry::Seldom;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -122,6 +122,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, stop: CancellationT
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
+            biased;
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,

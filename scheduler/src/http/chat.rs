@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::body::Body;
@@ -11,6 +10,7 @@ use openai::{
     ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Conversation, Finish, ValidChat,
 };
 use text::{ChatTemplate, Message, RenderOptions};
+use tokio::time::Instant;
 use types::TokenId;
 
 use super::generate::{Generating, Order, off_loop};

@@ -1,7 +1,6 @@
 //! `POST /v1/completions`: one or many prompts, each with n choices.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::body::Body;
@@ -12,6 +11,7 @@ use openai::{
     ValidCompletion,
 };
 use text::Tokenizer;
+use tokio::time::Instant;
 use types::TokenId;
 
 use super::generate::{Generating, Order, off_loop};

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::future::try_join_all;
 use kv::ChainRoot;
@@ -12,6 +11,7 @@ use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, StreamOptions, S
 use telemetry::Outcome;
 use text::{GrammarError, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use types::{RequestId, SamplingParams, TokenId};
 
 use super::error::{self, RETRY_SECONDS};

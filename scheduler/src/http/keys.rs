@@ -3,7 +3,7 @@
 //! Only digests of keys are kept. One that is sent is compared with all of them in the same time, whichever it is.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -14,6 +14,7 @@ use openai::ApiError;
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::{Api, Caller, error};
 use crate::access::Access;

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::body::Body;
@@ -13,6 +12,7 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response};
 use openai::{ApiError, GenerateRequest, GenerateResponse, Prompt};
+use tokio::time::Instant;
 
 use super::completions::tokenise;
 use super::generate::{Generating, Order, off_loop};

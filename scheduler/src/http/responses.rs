@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::body::Body;
@@ -10,6 +9,7 @@ use axum::extract::State;
 use bytes::Bytes;
 use hyper::{Request, Response};
 use openai::{ApiError, Responding, ResponsesRequest};
+use tokio::time::Instant;
 
 use super::generate::{Generating, Order};
 use super::{Api, Caller, chat, error, json, sse};

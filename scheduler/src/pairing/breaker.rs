@@ -1,6 +1,8 @@
 //! Keeps requests away from what fails: closed -> open after consecutive failures -> one probe -> closed or open for longer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 const OPEN_FIRST: Duration = Duration::from_secs(1);
 const OPEN_MAX: Duration = Duration::from_secs(30);

@@ -10,9 +10,9 @@ mod price;
 mod seconds;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
 use kv::BlockHash;
+use tokio::time::Instant;
 use types::{Limits, Role};
 
 use crate::LocalPrefill;

@@ -3,10 +3,9 @@
 //! Price of a pair = queue of P + `PREFILL_WEIGHT` x computing what P lacks + exposed hand-over + slow-down of D and of its others.
 //! Price of a decode instance alone = the same with its own computation, which also holds up everyone who decodes there.
 
-use std::time::Instant;
-
 use rand::Rng;
 use rand::seq::SliceRandom;
+use tokio::time::Instant;
 use types::Role;
 
 use super::price::{assumed_decode_step, assumed_prefill};

@@ -8,13 +8,12 @@ use bytes::Buf;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use net::{KeepAlive, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream};
 use prost::Message;
 use proto::Port;
 use proto::kv::kv_frame::Body;
 use proto::kv::{KvFrame, KvHello, KvReply, Piece};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -58,12 +57,8 @@ pub(crate) async fn open(address: &str) -> Result<TcpStream, String> {
 
 /// Sends at once, and notices within half a minute that an idle peer's machine is gone.
 fn tune(stream: &TcpStream) {
-    use rustix::net::sockopt;
-    let tuned = sockopt::set_tcp_nodelay(stream, true)
-        .and_then(|()| sockopt::set_socket_keepalive(stream, true))
-        .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(10)))
-        .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5)))
-        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3));
+    let patience = KeepAlive { idle: Duration::from_secs(10), interval: Duration::from_secs(5), count: 3 };
+    let tuned = stream.set_nodelay(true).and_then(|()| net::keep_alive(stream, patience));
     if let Err(error) = tuned {
         tracing::debug!(%error, "tcp options not set");
     }
@@ -94,7 +89,7 @@ impl FrameSink for Sink {
 }
 
 /// Appends length and message.
-fn encode(message: &impl Message, out: &mut Vec<u8>) {
+pub(crate) fn encode(message: &impl Message, out: &mut Vec<u8>) {
     out.extend_from_slice(&(message.encoded_len() as u32).to_le_bytes());
     out.extend_from_slice(&message.encode_to_vec());
 }
@@ -174,11 +169,12 @@ async fn serve_stream(registry: Arc<Registry>, mut stream: TcpStream, peer: Sock
     }
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(REPLIES_MAX);
-    let source = Source { reader: BufReader::new(reader), message: Vec::new(), payload: Vec::new(), shared: None };
+    let source = Source::new(reader);
     let served = CancellationToken::new();
     let writing = write_replies(writer, receiver, served.clone());
     tokio::pin!(writing);
     tokio::select! {
+        biased;
         () = serve(registry, Box::new(source), sender, peer.to_string()) => {}
         () = &mut writing => return,
     }
@@ -205,15 +201,21 @@ async fn write_replies(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<K
 }
 
 /// Reads frames, and payloads from the stream or from the file that the peer shares.
-struct Source {
-    reader: BufReader<OwnedReadHalf>,
+pub(crate) struct Source<R> {
+    reader: BufReader<R>,
     message: Vec<u8>,
     /// The last payload; grows to the largest piece admitted.
     payload: Vec<u8>,
     shared: Option<shm::Shared>,
 }
 
-impl FrameSource for Source {
+impl<R: AsyncRead + Unpin> Source<R> {
+    pub(crate) fn new(reader: R) -> Self {
+        Self { reader: BufReader::new(reader), message: Vec::new(), payload: Vec::new(), shared: None }
+    }
+}
+
+impl<R: AsyncRead + Unpin + Send> FrameSource for Source<R> {
     fn kind(&self) -> TransportKind {
         if self.shared.is_some() { TransportKind::Shm } else { TransportKind::Tcp }
     }

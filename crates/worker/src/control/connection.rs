@@ -1,6 +1,6 @@
 //! One open stream of one scheduler: orders are handed to their attempts, and all of them end with it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(super) struct Connection<R> {
 }
 
 /// Attempts of this connection, by request: only the newest epoch of each lives.
-type Live = Arc<Mutex<HashMap<RequestId, LiveAttempt>>>;
+type Live = Arc<Mutex<BTreeMap<RequestId, LiveAttempt>>>;
 
 struct LiveAttempt {
     epoch: Epoch,
@@ -183,7 +183,7 @@ impl<R: RoleService> Connection<R> {
     /// Ends every attempt; what they hold comes back as their tasks are dropped.
     fn end(&self) {
         self.replies.closed.cancel();
-        self.live.lock().drain().for_each(|(_, attempt)| attempt.task.abort());
+        std::mem::take(&mut *self.live.lock()).values().for_each(|attempt| attempt.task.abort());
     }
 }
 

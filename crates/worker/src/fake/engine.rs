@@ -31,9 +31,17 @@ pub struct FakeStore {
 /// See the head of [`crate::fake`].
 pub struct FakeEngine {
     store: Arc<FakeStore>,
+    pace: Pace,
     /// Most rows and tokens of a step so far.
     pub rows_max: usize,
     pub tokens_max: usize,
+}
+
+/// What a step pretends to take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    pub micros_per_step: u64,
+    pub micros_per_token: u64,
 }
 
 impl FakeStore {
@@ -114,7 +122,12 @@ impl KvStore for FakeStore {
 
 impl FakeEngine {
     pub fn new(blocks: u32, block_size: u32) -> Self {
-        Self { store: Arc::new(FakeStore::new(blocks, block_size)), rows_max: 0, tokens_max: 0 }
+        Self { store: Arc::new(FakeStore::new(blocks, block_size)), pace: Pace::default(), rows_max: 0, tokens_max: 0 }
+    }
+
+    /// The same engine, whose steps take time.
+    pub fn paced(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     pub fn store(&self) -> Arc<FakeStore> {
@@ -144,14 +157,16 @@ impl FakeEngine {
 impl Stepper for FakeEngine {
     fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, engine::Error> {
         self.rows_max = self.rows_max.max(batch.rows.len());
-        self.tokens_max = self.tokens_max.max(batch.rows.iter().map(|row| row.tokens.len()).sum());
+        let tokens: usize = batch.rows.iter().map(|row| row.tokens.len()).sum();
+        self.tokens_max = self.tokens_max.max(tokens);
+        let micros = 1 + self.pace.micros_per_step + self.pace.micros_per_token * tokens as u64;
         let mut digests = Vec::new();
         for layer in 0..LAYERS {
             digests = batch.rows.iter().map(|row| self.write(row, layer)).collect();
             (0..HEADS).for_each(|head| observer.layer_done(layer, head..head + 1));
         }
         let draw = |(row, digest): (&BatchRow<'_>, Digest)| row.samples.iter().map(|ask| drawn(digest, ask)).collect();
-        Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), micros: 1 })
+        Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), micros })
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) {

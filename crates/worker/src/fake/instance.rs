@@ -1,5 +1,6 @@
 //! A whole instance on the pretended engine, so that P, D and a scheduler can be tested together without a model.
 
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 
 use engine::EngineConfig;
@@ -8,7 +9,7 @@ use telemetry::WorkerMetrics;
 use transfer::TransportKind;
 use types::{Limits, ModelIdentity, Role};
 
-use super::{FakeEngine, MAX_MODEL_LEN, Size, VOCAB};
+use super::{FakeEngine, MAX_MODEL_LEN, Pace, Size, VOCAB};
 use crate::{Config, EngineHandle, Loaded, Planner, Runner, RunnerConfig};
 
 /// The configuration of an instance on a free loopback port. `instance` is its name, for example `prefill-0`.
@@ -36,9 +37,32 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
     }
 }
 
-/// As [`Loaded::load`], with the pretended engine.
+/// As [`Loaded::load`], with the pretended engine on a thread.
 pub fn loaded(config: Config, size: Size, planner: Box<dyn Planner>) -> std::io::Result<Loaded> {
-    let engine = FakeEngine::new(size.blocks, size.block_size);
+    assemble(config, size, planner, Pace::default(), |runner, engine, pool, metrics| {
+        EngineHandle::start(runner, engine, pool, metrics)
+    })
+}
+
+/// As [`loaded`], for simulated time: the engine is a task of this runtime and its steps take time by `pace`.
+pub fn simulated(config: Config, size: Size, planner: Box<dyn Planner>, pace: Pace) -> Loaded {
+    let started = assemble(config, size, planner, pace, |runner, engine, pool, metrics| {
+        Ok::<_, Infallible>(EngineHandle::start_task(runner, engine, pool, metrics))
+    });
+    match started {
+        Ok(loaded) => loaded,
+        Err(never) => match never {},
+    }
+}
+
+fn assemble<E>(
+    config: Config,
+    size: Size,
+    planner: Box<dyn Planner>,
+    pace: Pace,
+    start: impl FnOnce(Runner, FakeEngine, BlockPool, WorkerMetrics) -> Result<EngineHandle, E>,
+) -> Result<Loaded, E> {
+    let engine = FakeEngine::new(size.blocks, size.block_size).paced(pace);
     let pool = BlockPool::new(size.blocks, size.block_size);
     let store = engine.store();
     let runner_config = RunnerConfig {
@@ -57,7 +81,7 @@ pub fn loaded(config: Config, size: Size, planner: Box<dyn Planner>) -> std::io:
         max_num_seqs: size.max_num_seqs,
         max_num_batched_tokens: size.max_num_batched_tokens,
     };
-    let engine = EngineHandle::start(runner, engine, pool.clone(), metrics)?;
+    let engine = start(runner, engine, pool.clone(), metrics)?;
     Ok(Loaded { config, engine, pool, store, model: model(), limits, incarnation: rand::random() })
 }
 

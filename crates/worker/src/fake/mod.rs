@@ -7,7 +7,7 @@ mod instance;
 mod script;
 mod world;
 
-pub use engine::{FakeEngine, FakeStore, MAX_MODEL_LEN, VOCAB, oracle, spec};
-pub use instance::{config, loaded};
+pub use engine::{FakeEngine, FakeStore, MAX_MODEL_LEN, Pace, VOCAB, oracle, spec};
+pub use instance::{config, loaded, simulated};
 pub use script::check_plan;
 pub use world::{Kind, Size, World};

@@ -91,6 +91,13 @@ pub struct Stepped {
     pub cost: Option<StepCost>,
 }
 
+impl Stepped {
+    /// There is work, and no block to do it in.
+    pub fn is_stalled(&self) -> bool {
+        self.cost.is_none() && self.events.is_empty()
+    }
+}
+
 /// The queue at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStats {

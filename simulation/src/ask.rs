@@ -1,0 +1,100 @@
+//! What a client asks for, what it must get, and what it got.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use text::Tokenizer;
+use types::{FinishReason, GenerateSpec, SamplingParams, TokenId};
+use worker::fake::oracle;
+
+/// One request of one client.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// When it is sent.
+    pub(crate) at: Duration,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) choices: u32,
+    pub(crate) max_tokens: u32,
+    pub(crate) seed: u64,
+    pub(crate) stop: Option<String>,
+    pub(crate) stream: bool,
+    /// The client leaves after this time.
+    pub(crate) leaves: Option<Duration>,
+    /// Sent when all faults were over: it must succeed.
+    pub(crate) calm: bool,
+}
+
+/// What one choice is, or what is seen of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Text {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) finish: Option<String>,
+}
+
+/// What a client saw.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) status: Option<u16>,
+    pub(crate) choices: Vec<Text>,
+    pub(crate) usage: Option<(u64, u64)>,
+    /// Error events, or the body of an error answer.
+    pub(crate) errors: Vec<String>,
+    /// `[DONE]`s, or whole answers.
+    pub(crate) ends: u32,
+    /// The connection broke, or could not be made.
+    pub(crate) broken: Option<String>,
+    /// When it was over for the client.
+    pub(crate) over: Option<Duration>,
+}
+
+impl Ask {
+    pub(crate) fn body(&self) -> Value {
+        let mut body = json!({
+            "model": crate::model::NAME, "prompt": self.prompt, "n": self.choices, "max_tokens": self.max_tokens,
+            "seed": self.seed, "stream": self.stream, "return_token_ids": true,
+        });
+        if self.stream {
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        if let Some(stop) = &self.stop {
+            body["stop"] = json!([stop]);
+        }
+        body
+    }
+
+    pub(crate) fn spec(&self) -> GenerateSpec {
+        GenerateSpec {
+            prompt: self.prompt.as_slice().into(),
+            output: Vec::new(),
+            choices: 0..self.choices,
+            sampling: SamplingParams { max_tokens: self.max_tokens, seed: self.seed, ..SamplingParams::default() },
+            cache_salt: Vec::new(),
+        }
+    }
+
+    /// What an undisturbed cluster answers.
+    pub(crate) fn expected(&self, tokenizer: &Tokenizer) -> Vec<Text> {
+        let choices = oracle(&self.spec()).into_iter();
+        choices.map(|tokens| self.expected_choice(tokenizer, &tokens)).collect()
+    }
+
+    fn expected_choice(&self, tokenizer: &Tokenizer, sampled: &[types::SampledToken]) -> Text {
+        let tokens: Vec<TokenId> = sampled.iter().map(|token| token.id).collect();
+        let ended = sampled.last().and_then(|token| token.finish);
+        let shown = if ended == Some(FinishReason::Stop) { &tokens[..tokens.len() - 1] } else { &tokens[..] };
+        let whole = tokenizer.decode(shown, true);
+        let hit = self.stop.as_ref().and_then(|stop| whole.find(stop.as_str()).map(|at| (at, stop)));
+        let Some((at, stop)) = hit else {
+            let finish = if ended == Some(FinishReason::Stop) { "stop" } else { "length" };
+            return Text { text: whole, tokens, finish: Some(finish.into()) };
+        };
+        // The first token after which the stop string is certain.
+        let certain = |count: &usize| {
+            let so_far = tokenizer.decode(&shown[..*count], true);
+            so_far.get(..at + stop.len()).is_some_and(|text| text.ends_with(stop.as_str()))
+        };
+        let count = (1..=shown.len()).find(certain).unwrap_or(shown.len());
+        Text { text: whole[..at].to_owned(), tokens: tokens[..count].to_vec(), finish: Some("stop".into()) }
+    }
+}

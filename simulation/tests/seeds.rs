@@ -1,0 +1,41 @@
+//! The first seeds, so that every change passes through some hundred faults. The command in ARCHITECTURE.md runs thousands.
+
+use simulation::{Outcome, Plan, model_dir, run};
+use text::Tokenizer;
+
+/// Each costs about a second of one core in a debug build.
+const SEEDS: u64 = 12;
+const REPEATED: u64 = 2;
+
+fn check(seeds: impl Iterator<Item = u64>) -> Outcome {
+    let model = model_dir().unwrap();
+    let tokenizer = Tokenizer::load(model.path()).unwrap();
+    let mut total = Outcome::default();
+    for seed in seeds {
+        match run(Plan::new(seed, &tokenizer), model.path()) {
+            Ok(outcome) => total.add(&outcome),
+            Err(violation) => {
+                panic!("{}\n  again: cargo run --release -p simulation -- --seed {seed}", violation.0)
+            }
+        }
+    }
+    total
+}
+
+#[test]
+fn even_seeds_hold() {
+    let total = check((0..SEEDS).step_by(2));
+    assert!(total.whole > 10 * total.refused.max(1), "hardly anything is answered: {total:?}");
+}
+
+#[test]
+fn odd_seeds_hold() {
+    check((1..SEEDS).step_by(2));
+}
+
+#[test]
+fn equal_seeds_run_equally() {
+    for seed in 0..REPEATED {
+        assert_eq!(check(seed..=seed), check(seed..=seed), "seed {seed}");
+    }
+}
