@@ -22,6 +22,10 @@ docs:
 up *ARGS:
     cargo run --release -- up {{ARGS}}
 
+# Thousands of simulated seconds under seeded faults; `just simulate --seed N` runs one seed again.
+simulate *ARGS:
+    cargo run --release -p simulation -- {{ARGS}}
+
 # Licences, advisories, duplicate versions (needs cargo-deny).
 deny:
     cargo deny check

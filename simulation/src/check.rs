@@ -90,13 +90,22 @@ pub(crate) enum Ended {
     Cut,
 }
 
-/// Compares what a client saw with the oracle. `may_cut`: its scheduler died or could not be reached for a while.
+/// What a request may come to besides its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct May {
+    /// Its scheduler died.
+    pub(crate) be_cut: bool,
+    /// There were not always enough instances.
+    pub(crate) be_refused: bool,
+}
+
+/// Compares what a client saw with the oracle.
 pub(crate) fn check_seen(
     number: usize,
     ask: &Ask,
     seen: &Seen,
     tokenizer: &Tokenizer,
-    may_cut: bool,
+    may: May,
 ) -> Result<Ended, Violation> {
     let wrong =
         |what: String| Err(Violation(format!("{}: {what}\n  ask  {ask:?}\n  seen {seen:?}", request_id(number))));
@@ -113,8 +122,8 @@ pub(crate) fn check_seen(
         (1, 0, None) => {}
         (0, 0, None) if ask.leaves.is_some() => return Ok(Ended::Left),
         (0, 0, None) => return wrong("it never ended".to_owned()),
-        (0, 0, Some(_)) if may_cut => return Ok(Ended::Cut),
-        (0, 1, None) if may_refuse(seen) && !ask.calm => return Ok(Ended::Refused),
+        (0, 0, Some(_)) if may.be_cut => return Ok(Ended::Cut),
+        (0, 1, None) if may.be_refused && is_refusal(seen) => return Ok(Ended::Refused),
         _ => return wrong("it ended in no allowed way".to_owned()),
     }
     let tokens: usize = expected.iter().map(|choice| choice.tokens.len()).sum();
@@ -126,7 +135,7 @@ pub(crate) fn check_seen(
 }
 
 /// Overload or a lack of instances: before the answer by status, within it by an event.
-fn may_refuse(seen: &Seen) -> bool {
+fn is_refusal(seen: &Seen) -> bool {
     matches!(seen.status, Some(429 | 503)) || seen.status == Some(200)
 }
 

@@ -21,5 +21,5 @@ mod tamper;
 
 pub use check::Violation;
 pub use model::model_dir;
-pub use plan::Plan;
+pub use plan::{Plan, Sabotage};
 pub use run::{Outcome, run};

@@ -39,6 +39,18 @@ pub struct Plan {
     /// In order of time.
     pub(crate) faults: Vec<(Duration, Fault)>,
     pub(crate) damage: Damage,
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
+/// Something wrong that no correct cluster does, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A block is held for a request and never given back.
+    Leak,
+    /// Pieces of answers come twice.
+    Double,
+    /// From the end of the faults on no client hears anything.
+    Silence,
 }
 
 /// A place in the cluster.
@@ -83,6 +95,27 @@ impl Place {
     }
 }
 
+impl Fault {
+    /// Whom it disturbs. The scheduler is well when it only cannot reach somebody.
+    fn places(self) -> Vec<Place> {
+        match self {
+            Fault::Kill(place)
+            | Fault::PowerOff(place)
+            | Fault::Start(place)
+            | Fault::Freeze(place)
+            | Fault::Wake(place)
+            | Fault::Drain(place) => vec![place],
+            Fault::Block(one, other)
+            | Fault::Unblock(one, other)
+            | Fault::Cut(one, other)
+            | Fault::Slow(one, other)
+            | Fault::Unslow(one, other) => {
+                [one, other].into_iter().filter(|place| *place != Place::Scheduler).collect()
+            }
+        }
+    }
+}
+
 impl Plan {
     /// The plan of a seed. `tokenizer` is needed to choose stop strings that occur.
     pub fn new(seed: u64, tokenizer: &Tokenizer) -> Self {
@@ -111,6 +144,7 @@ impl Plan {
             asks: Vec::new(),
             faults: Vec::new(),
             damage: Damage::default(),
+            sabotage: None,
         };
         // A prompt with its answer must fit.
         let blocks_needed = MAX_MODEL_LEN.div_ceil(plan.size.block_size) + 4;
@@ -139,6 +173,21 @@ impl Plan {
     /// From when on there are no faults.
     pub(crate) fn calm_at(&self) -> Duration {
         CALM
+    }
+
+    /// The same run with something wrong in it, for tests of the checks themselves.
+    pub fn sabotaged(self, sabotage: Sabotage) -> Self {
+        Self { sabotage: Some(sabotage), ..self }
+    }
+
+    /// Whether no request may be refused: the scheduler and one instance of each role are well all the time.
+    pub(crate) fn is_mild(&self) -> bool {
+        let touched: Vec<Place> =
+            self.faults.iter().filter(|(at, _)| *at < CALM).flat_map(|(_, fault)| fault.places()).collect();
+        let well = |place: &Place| !touched.contains(place);
+        let prefills = (0..self.prefills).map(Place::Prefill).any(|place| well(&place));
+        let decodes = (0..self.decodes).map(Place::Decode).any(|place| well(&place));
+        prefills && decodes && well(&Place::Scheduler) && !self.damage.any()
     }
 
     fn draw_asks(&mut self, random: &mut StdRng, tokenizer: &Tokenizer) {

@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use net::sim::{Network, Tamper};
+use kv::{BlockRef, Owner, Phase};
+use net::sim::{Network, Tamper, Tampering};
 use parking_lot::Mutex;
 use scheduler::{LocalPrefill, Target};
 use text::Tokenizer;
-use types::Role as Kind;
+use types::{RequestKey, Role as Kind};
 
 use crate::ask::Seen;
-use crate::check::{self, Ended, Ledgers, Violation};
-use crate::client::{self, PATIENCE};
+use crate::check::{self, Ended, Ledgers, May, Violation};
+use crate::client::{self, PATIENCE, request_id};
 use crate::host::{Host, Role};
-use crate::plan::{Fault, Place, Plan};
-use crate::tamper::Frames;
+use crate::plan::{Fault, Place, Plan, Sabotage};
+use crate::tamper::{Frames, Twice};
 
 const PORT: u16 = 8000;
 const KV_PORT: u16 = 8001;
@@ -66,6 +67,7 @@ struct World {
     seen: Vec<Arc<Mutex<Seen>>>,
     ledgers: Ledgers,
     damage_over: Arc<AtomicBool>,
+    mild: bool,
     /// When a client may find the scheduler gone: it was not there or did not run.
     scheduler_gone: Vec<Range<Duration>>,
 }
@@ -87,13 +89,7 @@ pub fn run(plan: Plan, model: &Path) -> Result<Outcome, Violation> {
 impl World {
     fn new(plan: Plan, model: &Path, tokenizer: Tokenizer) -> Result<Self, Violation> {
         let (network, damage_over) = (Network::new(plan.seed), Arc::new(AtomicBool::new(false)));
-        if plan.damage.any() {
-            let (damage, seed, over) = (plan.damage, plan.seed, damage_over.clone());
-            network.tamper(Some(Box::new(move |from, to| {
-                (to.port() == KV_PORT)
-                    .then(|| Box::new(Frames::new(damage, seed, from, over.clone())) as Box<dyn Tamper>)
-            })));
-        }
+        network.tamper(tampering(&plan, &damage_over));
         let places = plan.places();
         for &one in &places {
             for &other in &places {
@@ -104,6 +100,7 @@ impl World {
         let hosts = places.iter().map(|&place| Host::new(place, &network)).collect();
         let seen = plan.asks.iter().map(|_| Arc::default()).collect();
         let mut world = Self {
+            mild: plan.is_mild(),
             plan,
             model: model.to_owned(),
             tokenizer,
@@ -129,6 +126,7 @@ impl World {
             self.apply(fault)?;
         }
         self.damage_over.store(true, Ordering::Relaxed);
+        let _leaked = self.sabotage();
         let last = self.plan.asks.iter().map(|ask| ask.at).max().unwrap_or_default();
         let deadline = last + PATIENCE + Duration::from_secs(1);
         while self.seen.iter().any(|seen| seen.lock().over.is_none()) {
@@ -148,8 +146,9 @@ impl World {
         for (number, ask) in self.plan.asks.iter().enumerate() {
             let seen = self.seen[number].lock().clone();
             let over = seen.over.unwrap_or(self.now);
-            let may_cut = self.scheduler_gone.iter().any(|gone| gone.start <= over && ask.at < gone.end);
-            match check::check_seen(number, ask, &seen, &self.tokenizer, may_cut)? {
+            let be_cut = self.scheduler_gone.iter().any(|gone| gone.start <= over && ask.at < gone.end);
+            let may = May { be_cut, be_refused: !ask.calm && !self.mild };
+            match check::check_seen(number, ask, &seen, &self.tokenizer, may)? {
                 Ended::Whole => outcome.whole += 1,
                 Ended::Left => outcome.left += 1,
                 Ended::Refused => outcome.refused += 1,
@@ -208,6 +207,23 @@ impl World {
         Ok(())
     }
 
+    /// What a leak holds.
+    fn sabotage(&self) -> Vec<BlockRef> {
+        match self.plan.sabotage {
+            Some(Sabotage::Leak) => {
+                let key = RequestKey { request: request_id(0).into(), epoch: 0 };
+                let pool = self.hosts.iter().find_map(Host::worker).map(worker::Running::pool);
+                let leaked = pool.and_then(|pool| pool.allocate(1, Owner { key, phase: Phase::Decoding }).ok());
+                leaked.expect("an idle worker has a free block")
+            }
+            Some(Sabotage::Silence) => {
+                self.network.block(Place::Scheduler.address(), Place::Clients.address());
+                Vec::new()
+            }
+            Some(Sabotage::Double) | None => Vec::new(),
+        }
+    }
+
     fn host(&mut self, place: Place) -> &mut Host {
         let at = self.hosts.iter().position(|host| host.place == place);
         &mut self.hosts[at.expect("plans name places of their own cluster")]
@@ -252,6 +268,18 @@ impl World {
             clients.expect("every plan has clients").spawn(client);
         }
     }
+}
+
+fn tampering(plan: &Plan, over: &Arc<AtomicBool>) -> Option<Tampering> {
+    let (damage, seed, over) = (plan.damage, plan.seed, over.clone());
+    if plan.sabotage == Some(Sabotage::Double) {
+        let to_client = |to: SocketAddr| to.ip() == Place::Clients.address();
+        return Some(Box::new(move |_, to| to_client(to).then(|| Box::new(Twice) as Box<dyn Tamper>)));
+    }
+    let frames = move |from, to: SocketAddr| {
+        (to.port() == KV_PORT).then(|| Box::new(Frames::new(damage, seed, from, over.clone())) as Box<dyn Tamper>)
+    };
+    damage.any().then(|| Box::new(frames) as Tampering)
 }
 
 fn scheduler_config(plan: &Plan, model: &Path) -> scheduler::Config {

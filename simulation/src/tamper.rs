@@ -87,6 +87,16 @@ impl Tamper for Frames {
     }
 }
 
+/// Says everything twice that holds tokens: [`Sabotage::Double`](crate::Sabotage).
+pub(crate) struct Twice;
+
+impl Tamper for Twice {
+    fn pass(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        let is_event = bytes.windows(6).any(|part| part == b"data: ") && !bytes.starts_with(b"HTTP");
+        if is_event { bytes.repeat(2) } else { bytes }
+    }
+}
+
 /// Length of the first frame with its payload, once all of it is there; and whether it is a piece.
 fn frame_length(bytes: &[u8]) -> Option<(usize, bool)> {
     let head = bytes.first_chunk::<4>()?;

@@ -1,6 +1,6 @@
 //! The first seeds, so that every change passes through some hundred faults. The command in ARCHITECTURE.md runs thousands.
 
-use simulation::{Outcome, Plan, model_dir, run};
+use simulation::{Outcome, Plan, Sabotage, model_dir, run};
 use text::Tokenizer;
 
 /// Each costs about a second of one core in a debug build.
@@ -25,7 +25,7 @@ fn check(seeds: impl Iterator<Item = u64>) -> Outcome {
 #[test]
 fn even_seeds_hold() {
     let total = check((0..SEEDS).step_by(2));
-    assert!(total.whole > 10 * total.refused.max(1), "hardly anything is answered: {total:?}");
+    assert!(total.whole > 3 * total.refused, "hardly anything is answered: {total:?}");
 }
 
 #[test]
@@ -37,5 +37,21 @@ fn odd_seeds_hold() {
 fn equal_seeds_run_equally() {
     for seed in 0..REPEATED {
         assert_eq!(check(seed..=seed), check(seed..=seed), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_found() {
+    let model = model_dir().unwrap();
+    let tokenizer = Tokenizer::load(model.path()).unwrap();
+    let cases = [
+        (Sabotage::Leak, "ask0 epoch 0, which was over"),
+        (Sabotage::Double, "found Text"),
+        (Sabotage::Silence, "it never ended"),
+    ];
+    for (sabotage, expected) in cases {
+        let plan = Plan::new(0, &tokenizer).sabotaged(sabotage);
+        let found = run(plan, model.path()).unwrap_err().0;
+        assert!(found.contains(expected), "{sabotage:?}: {found}");
     }
 }

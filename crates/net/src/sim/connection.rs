@@ -29,6 +29,8 @@ struct End {
     address: SocketAddr,
     /// Applied to what is sent to this end.
     tamper: Option<Box<dyn Tamper>>,
+    /// Segments sent to this end so far.
+    sent: u64,
     /// In order of arrival.
     under_way: VecDeque<(Duration, Segment)>,
     inbox: VecDeque<u8>,
@@ -61,6 +63,7 @@ impl Connection {
         let end = |address, tamper| End {
             address,
             tamper,
+            sent: 0,
             under_way: VecDeque::new(),
             inbox: VecDeque::new(),
             pending: 0,
@@ -76,6 +79,10 @@ impl Connection {
 
     pub(super) fn address(&self, end: usize) -> SocketAddr {
         self.0[end].address
+    }
+
+    pub(super) fn sent(&self, end: usize) -> u64 {
+        self.0[end].sent
     }
 
     pub(super) fn host(&self, end: usize) -> IpAddr {
@@ -99,6 +106,7 @@ impl Connection {
     /// Puts a segment on its way to `end`.
     pub(super) fn send(&mut self, end: usize, due: Duration, segment: Segment) {
         let end = &mut self.0[end];
+        end.sent += 1;
         let due = end.under_way.back().map_or(due, |(last, _)| due.max(*last));
         let segment = match (segment, &mut end.tamper) {
             (Segment::Bytes(bytes), Some(tamper)) => Segment::Bytes(tamper.pass(bytes)),

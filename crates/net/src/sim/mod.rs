@@ -30,6 +30,8 @@ pub use socket::{Listener, ReadHalf, Stream, WriteHalf};
 const FREE_PORTS: u16 = 32768;
 /// After which an unanswered dial knocks again.
 const KNOCK_AGAIN: Duration = Duration::from_secs(1);
+/// Stands for an end in what a dial's delays are drawn from.
+const DIALS: u64 = 2;
 const SOON: Range<Duration> = Duration::from_micros(100)..Duration::from_millis(2);
 
 thread_local! {
@@ -66,7 +68,7 @@ pub struct Entered(Option<Host>);
 
 struct State {
     now: Duration,
-    random: SmallRng,
+    seed: u64,
     doors: BTreeMap<SocketAddr, Door>,
     dials: BTreeMap<u64, Dial>,
     connections: BTreeMap<u64, Connection>,
@@ -104,7 +106,7 @@ impl Network {
     pub fn new(seed: u64) -> Self {
         let state = State {
             now: Duration::ZERO,
-            random: SmallRng::seed_from_u64(seed),
+            seed,
             doors: BTreeMap::new(),
             dials: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -221,10 +223,11 @@ impl State {
         self.ports
     }
 
-    /// When something that leaves now arrives.
-    fn arrival(&mut self, from: IpAddr, to: IpAddr) -> Duration {
+    /// When something that leaves now arrives. Its delay depends on what it is and not on what else is sent: the order in which a
+    /// runtime drops its tasks depends on runtimes before it.
+    fn arrival(&self, from: IpAddr, to: IpAddr, what: [u64; 3]) -> Duration {
         let range = self.delays.get(&(from, to)).unwrap_or(&SOON).clone();
-        self.now + self.random.random_range(range)
+        self.now + SmallRng::seed_from_u64(what.into_iter().fold(self.seed, mix)).random_range(range)
     }
 
     fn is_open(&self, from: IpAddr, to: IpAddr) -> bool {
@@ -250,7 +253,7 @@ impl State {
     }
 
     fn knock(&mut self, number: u64, from: SocketAddr, to: SocketAddr) {
-        let due = self.arrival(to.ip(), from.ip());
+        let due = self.arrival(to.ip(), from.ip(), [number, DIALS, 1]);
         let answer = if self.doors.contains_key(&to) {
             let connection = self.connect(from, to);
             let door = self.doors.entry(to).or_default();
@@ -313,11 +316,19 @@ impl State {
     fn send(&mut self, number: u64, end: usize, segment: Segment) {
         let Some(connection) = self.connections.get(&number) else { return };
         let (from, to) = (connection.host(1 - end), connection.host(end));
-        let due = self.arrival(from, to);
-        let Some(connection) = self.connections.get_mut(&number) else { return };
-        connection.send(end, due, segment);
-        for value in [self.now.as_nanos() as u64, number * 2 + end as u64] {
-            self.fingerprint = (self.fingerprint ^ value).wrapping_mul(0x100_0000_01b3).rotate_left(23);
+        let what = [number, end as u64, connection.sent(end)];
+        let due = self.arrival(from, to, what);
+        self.fingerprint = self.fingerprint.wrapping_add(what.into_iter().fold(self.now.as_nanos() as u64, mix));
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.send(end, due, segment);
         }
     }
+}
+
+/// splitmix64 over both.
+fn mix(state: u64, value: u64) -> u64 {
+    let z = (state ^ value).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }

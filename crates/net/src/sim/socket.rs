@@ -82,7 +82,7 @@ impl Dialing {
     pub(super) fn start(network: &Network, from: IpAddr, to: SocketAddr) -> Self {
         let mut state = network.0.lock();
         let (number, from) = (state.number(), SocketAddr::new(from, state.free_port()));
-        let due = state.arrival(from.ip(), to.ip());
+        let due = state.arrival(from.ip(), to.ip(), [number, super::DIALS, 0]);
         state.dials.insert(number, Dial { from, to, due, answer: None, waker: None });
         Self { network: network.clone(), number }
     }

@@ -1,13 +1,13 @@
 use std::time::Duration;
 
 use kv::{BlockPool, Owner, Phase};
+use net::TcpListener;
 use proto::ClusterSecret;
 use proto::control::worker_client::WorkerClient;
 use proto::control::{
     Cancel, FailCode, Generate, Load, Ping, Reserve, Tokens, scheduler_message as outbound, worker_message::Body,
 };
 use telemetry::WorkerMetrics;
-use tokio::net::TcpListener;
 use types::{GenerateSpec, RequestKey, SampledToken};
 
 use super::*;
