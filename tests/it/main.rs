@@ -15,6 +15,8 @@ mod matrix;
 mod parity;
 /// `pdserve up` and HTTP, as a user meets them.
 mod product;
+/// Weights in fewer bits: what it costs in accuracy, and that nothing else changes.
+mod quantized;
 /// Texts held to schemas, expressions and grammars.
 mod structured;
 /// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.

@@ -27,6 +27,7 @@ fn engine_config(model: &str, shape: Shape) -> EngineConfig {
         tensor_parallel_size: shape.tensor_parallel_size,
         threads: 1,
         block_size: shape.block_size,
+        quantization: None,
         kv_dtype: None,
         kv_bytes: Some(4 << 20),
         max_model_len: None,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engine::{Engine, EngineConfig, generate};
+use engine::{Engine, EngineConfig, Quantization, generate};
 use kv::BlockPool;
 use text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
@@ -17,11 +17,17 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn load(model: &Path) -> Self {
+        Self::quantized(model, None)
+    }
+
+    /// With packed weights.
+    pub fn quantized(model: &Path, quantization: Option<Quantization>) -> Self {
         let config = EngineConfig {
             model_dir: model.to_owned(),
             tensor_parallel_size: 1,
             threads: 1,
             block_size: 16,
+            quantization,
             kv_dtype: None,
             kv_bytes: Some(64 << 20),
             max_model_len: None,
@@ -53,6 +59,28 @@ impl Oracle {
             cache_salt: Vec::new(),
         };
         generate(&mut self.engine, &self.pool, &spec, 4096).expect("the oracle generates")
+    }
+
+    /// How often the greedy token is that of `expected` when all before it are: (equal, all).
+    pub fn agreement(&mut self, prompt: &[TokenId], expected: &[TokenId]) -> (usize, usize) {
+        let (mut at, mut different) = (0, 0);
+        while at < expected.len() {
+            let left = (expected.len() - at) as u32;
+            let sampling = SamplingParams { max_tokens: left, ignore_eos: true, ..SamplingParams::default() };
+            let spec = GenerateSpec {
+                prompt: prompt.into(),
+                output: expected[..at].to_vec(),
+                choices: 0..1,
+                sampling,
+                cache_salt: Vec::new(),
+            };
+            let found = generate(&mut self.engine, &self.pool, &spec, 4096).expect("the oracle generates").remove(0);
+            let equal =
+                found.iter().zip(&expected[at..]).take_while(|(found, expected)| found.id == **expected).count();
+            at += equal + 1;
+            different += usize::from(equal < left as usize);
+        }
+        (expected.len() - different, expected.len())
     }
 
     /// The text of tokens, special ones left out, as a client sees it.

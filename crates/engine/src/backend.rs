@@ -14,7 +14,7 @@ pub(crate) trait Backend {
     /// A vector (norm weights, a bias) as this backend keeps it.
     type Vector;
 
-    fn load_matrix(&mut self, matrix: Matrix) -> Result<Self::Matrix, Error>;
+    fn load_matrix(&mut self, matrix: Matrix, part: Part) -> Result<Self::Matrix, Error>;
     fn load_vector(&mut self, vector: Vec<f32>) -> Result<Self::Vector, Error>;
 
     /// `h` = rows of `table` for the plan's tokens.
@@ -35,6 +35,19 @@ pub(crate) trait Backend {
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>);
     /// Products of the normed `h` with this rank's rows of `head`.
     fn logits(&mut self, norm: &Self::Vector, head: &Self::Matrix);
+}
+
+/// What a matrix is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Part {
+    /// Rows are looked up.
+    Table,
+    /// A product whose outputs are shared out among ranks.
+    Outputs,
+    /// A product whose inputs are shared out among ranks: its sums are cut into the segments of all ranks.
+    Inputs,
+    /// The product that gives the logits.
+    Head,
 }
 
 /// A matrix with an optional bias.

@@ -1,15 +1,19 @@
-//! The CPU backend: one rank as a group of threads over mapped weights.
+//! The CPU backend: one rank as a group of threads over mapped or packed weights.
+
+mod linear;
 
 use std::sync::Arc;
 
-use kernels::{AttentionShape, Isa, KvArena, KvHalf, Pool, Segments};
+use kernels::{AttentionShape, Isa, KvArena, KvHalf, Pool, QuantizedRows, Segments};
 
-use crate::Error;
-use crate::backend::{Backend, GatedMlp, Heads, Linear};
+use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
 use crate::plan::{PlanRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
+use crate::{Error, Quantization};
+pub(crate) use linear::PackedSoFar;
+use linear::{CpuMatrix, Product, bits, products};
 
 pub(crate) struct Cpu {
     isa: Isa,
@@ -22,9 +26,9 @@ pub(crate) struct Cpu {
     shape: AttentionShape,
     eps: f32,
     hidden: usize,
-    /// Where the inputs of the products that ranks share are cut.
-    attended: Segments,
-    intermediate: Segments,
+    ranks: usize,
+    quantization: Option<Quantization>,
+    packed: PackedSoFar,
     values: Values,
 }
 
@@ -42,6 +46,8 @@ struct Values {
     /// What is added to `h` next.
     delta: Vec<f32>,
     logits: Vec<f32>,
+    /// The input of packed products.
+    rows: QuantizedRows,
 }
 
 /// What a rank is made of.
@@ -53,11 +59,12 @@ pub(crate) struct CpuRank<'a> {
     pub(crate) all_reduce: Arc<AllReduce>,
     pub(crate) rank: usize,
     pub(crate) ranks: usize,
+    pub(crate) quantization: Option<Quantization>,
 }
 
 impl Cpu {
     pub(crate) fn new(rank: CpuRank<'_>) -> Self {
-        let CpuRank { config, isa, pool, arena, all_reduce, rank, ranks } = rank;
+        let CpuRank { config, isa, pool, arena, all_reduce, rank, ranks, quantization } = rank;
         Self {
             isa,
             pool,
@@ -73,8 +80,9 @@ impl Cpu {
             },
             eps: config.rms_norm_eps,
             hidden: config.hidden_size,
-            attended: Segments::of_rank(config.heads * config.head_dim, rank, ranks),
-            intermediate: Segments::of_rank(config.intermediate_size, rank, ranks),
+            ranks,
+            quantization,
+            packed: PackedSoFar::default(),
             values: Values::default(),
         }
     }
@@ -82,6 +90,11 @@ impl Cpu {
     /// This rank's part of the last step's logits, `[sampled token][vocabulary part]`.
     pub(crate) fn logits_mut(&mut self) -> &mut Vec<f32> {
         &mut self.values.logits
+    }
+
+    /// What loading packed.
+    pub(crate) fn packed(&self) -> PackedSoFar {
+        self.packed
     }
 
     /// `h += sum over ranks of delta`, plus the bias.
@@ -99,36 +112,34 @@ impl Cpu {
     }
 }
 
-/// `out = x * weight^T (+ bias)`.
-fn product(isa: Isa, pool: &Pool, x: &[f32], linear: &Linear<Cpu>, out: &mut Vec<f32>) {
-    let view = linear.weight.view();
-    let rows = x.len() / view.cols();
-    out.resize(rows * view.rows(), 0.0);
-    kernels::matmul(isa, pool, x, &view, &Segments::whole(view.cols()), linear.bias.as_deref(), out);
+/// A product with its bias.
+fn product<'a>(linear: &'a Linear<Cpu>, out: &'a mut Vec<f32>) -> Product<'a> {
+    Product { matrix: &linear.weight, bias: linear.bias.as_deref(), out }
 }
 
-/// As [`product`] for a weight whose inputs the ranks share: cut into segments, and without the bias.
-fn partial_product(isa: Isa, pool: &Pool, x: &[f32], weight: &Matrix, segments: &Segments, out: &mut Vec<f32>) {
-    let view = weight.view();
-    let rows = x.len() / view.cols();
-    out.resize(rows * view.rows(), 0.0);
-    kernels::matmul(isa, pool, x, &view, segments, None, out);
+/// A rank's part of a sum: the bias is added once, after it.
+fn partial_product<'a>(linear: &'a Linear<Cpu>, out: &'a mut Vec<f32>) -> Product<'a> {
+    Product { matrix: &linear.weight, bias: None, out }
 }
 
 impl Backend for Cpu {
-    type Matrix = Matrix;
+    type Matrix = CpuMatrix;
     type Vector = Vec<f32>;
 
-    fn load_matrix(&mut self, matrix: Matrix) -> Result<Matrix, Error> {
-        Ok(matrix)
+    fn load_matrix(&mut self, matrix: Matrix, part: Part) -> Result<CpuMatrix, Error> {
+        let segments = match part {
+            Part::Inputs => Segments::of_rank(matrix.whole_cols(), self.rank, self.ranks),
+            Part::Table | Part::Outputs | Part::Head => Segments::whole(matrix.whole_cols()),
+        };
+        CpuMatrix::load(self.isa, &self.pool, matrix, segments, bits(self.quantization, part), &mut self.packed)
     }
 
     fn load_vector(&mut self, vector: Vec<f32>) -> Result<Vec<f32>, Error> {
         Ok(vector)
     }
 
-    fn embed(&mut self, plan: &StepPlan, table: &Matrix) {
-        let (h, view) = (&mut self.values.h, table.view());
+    fn embed(&mut self, plan: &StepPlan, table: &CpuMatrix) {
+        let (h, view) = (&mut self.values.h, table.table().expect("a table is loaded as it is stored"));
         h.resize(plan.tokens.len() * self.hidden, 0.0);
         for (out, token) in h.chunks_exact_mut(self.hidden).zip(&plan.tokens) {
             view.copy_row(self.isa, *token as usize, out);
@@ -142,10 +153,9 @@ impl Backend for Cpu {
     }
 
     fn project_heads(&mut self, weights: &Heads<Self>) {
-        let Values { n, q, k, v, .. } = &mut self.values;
-        product(self.isa, &self.pool, n, &weights.q, q);
-        product(self.isa, &self.pool, n, &weights.k, k);
-        product(self.isa, &self.pool, n, &weights.v, v);
+        let Values { n, q, k, v, rows, .. } = &mut self.values;
+        let all = [product(&weights.q, q), product(&weights.k, k), product(&weights.v, v)];
+        products(self.isa, &self.pool, rows, n, all);
         for (norm, heads) in [(&weights.q_norm, q), (&weights.k_norm, k)] {
             if let Some(norm) = norm {
                 kernels::rms_norm(self.isa, &self.pool, norm, self.eps, heads);
@@ -190,24 +200,22 @@ impl Backend for Cpu {
     }
 
     fn add_attended(&mut self, output: &Linear<Self>) {
-        let Values { a, delta, .. } = &mut self.values;
-        partial_product(self.isa, &self.pool, a, &output.weight, &self.attended, delta);
+        let Values { a, delta, rows, .. } = &mut self.values;
+        products(self.isa, &self.pool, rows, a, [partial_product(output, delta)]);
         self.add_delta(output.bias.as_ref());
     }
 
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>) {
-        let Values { n, gate, up, delta, .. } = &mut self.values;
-        product(self.isa, &self.pool, n, &mlp.gate, gate);
-        product(self.isa, &self.pool, n, &mlp.up, up);
+        let Values { n, gate, up, delta, rows, .. } = &mut self.values;
+        products(self.isa, &self.pool, rows, n, [product(&mlp.gate, gate), product(&mlp.up, up)]);
         kernels::silu_mul(self.isa, &self.pool, gate, up);
-        partial_product(self.isa, &self.pool, gate, &mlp.down.weight, &self.intermediate, delta);
+        products(self.isa, &self.pool, rows, gate, [partial_product(&mlp.down, delta)]);
         self.add_delta(mlp.down.bias.as_ref());
     }
 
-    fn logits(&mut self, norm: &Vec<f32>, head: &Matrix) {
+    fn logits(&mut self, norm: &Vec<f32>, head: &CpuMatrix) {
         self.norm(norm);
-        let Values { n, logits, .. } = &mut self.values;
-        logits.resize(n.len() / self.hidden * head.rows(), 0.0);
-        kernels::matmul(self.isa, &self.pool, n, &head.view(), &Segments::whole(self.hidden), None, logits);
+        let Values { n, logits, rows, .. } = &mut self.values;
+        products(self.isa, &self.pool, rows, n, [Product { matrix: head, bias: None, out: logits }]);
     }
 }

@@ -8,7 +8,7 @@ use kv::{BlockId, KvDtype, KvLayout, KvStore};
 use parking_lot::Mutex;
 use types::{Limits, ModelIdentity, SampledToken, TokenId};
 
-use crate::cpu::{Cpu, CpuRank};
+use crate::cpu::{Cpu, CpuRank, PackedSoFar};
 use crate::models::ModelConfig;
 use crate::models::decoder::{Decoder, part};
 use crate::plan::{Bounds, StepPlan};
@@ -17,8 +17,8 @@ use crate::sample::{NotANumber, Sampler};
 use crate::store::{RankedStore, arena_shape};
 use crate::weights::{Weights, element_name};
 use crate::{
-    Batch, EngineConfig, Error, LoadProgress, LoadStage, MemoryPlan, SampleRequest, StepObserver, StepOutput, identity,
-    memory,
+    Batch, EngineConfig, Error, LoadProgress, LoadStage, MemoryPlan, PackedWeights, Quantization, SampleRequest,
+    StepObserver, StepOutput, identity, memory,
 };
 
 /// A model with its KV memory, ready to step.
@@ -62,10 +62,15 @@ impl Engine {
         let embedding = weights.matrix("model.embed_tokens.weight", model.vocab_size, model.hidden_size)?;
         let dtype = element_name(embedding.element());
         let kv_dtype = config.kv_dtype.unwrap_or(if dtype == "bf16" { KvDtype::Bf16 } else { KvDtype::F32 });
-        let (layout, memory, max_model_len) = kv_layout(config, &model, kv_dtype, total_bytes)?;
+        let (layout, mut memory, max_model_len) = kv_layout(config, &model, kv_dtype, total_bytes)?;
+        let dtype = config.quantization.map_or(dtype, Quantization::as_str);
         let identity = identity::identity(&model, &weights, dtype, kv_dtype, max_model_len);
         report(LoadStage::Memory, total_bytes);
         let (ranks, shared) = build_ranks(config, &model, &weights, &layout, isa)?;
+        memory.packed = packed(config, &ranks);
+        if memory.packed.is_some() {
+            weights.release();
+        }
         report(LoadStage::Done, total_bytes);
         Ok(Engine {
             limits: limits(config, memory.blocks),
@@ -161,6 +166,13 @@ impl Engine {
         incomplete.for_each(|(_, drawn)| drawn.clear());
         Ok(rows)
     }
+}
+
+/// What packing came to over all ranks.
+fn packed(config: &EngineConfig, ranks: &[Mutex<Rank>]) -> Option<PackedWeights> {
+    let quantization = config.quantization?;
+    let all = ranks.iter().map(|rank| rank.lock().backend.packed()).fold(PackedSoFar::default(), PackedSoFar::and);
+    Some(PackedWeights { quantization, bytes: all.bytes, error: all.error() })
 }
 
 fn check_options(config: &EngineConfig, model: &ModelConfig) -> Result<(), Error> {
@@ -262,7 +274,16 @@ fn build_ranks(
     let mut ranks = Vec::with_capacity(count);
     for (rank, (pool, arena)) in pools.iter().zip(&arenas).enumerate() {
         let (pool, arena, all_reduce) = (Arc::clone(pool), Arc::clone(arena), Arc::clone(&all_reduce));
-        let mut backend = Cpu::new(CpuRank { config: model, isa, pool, arena, all_reduce, rank, ranks: count });
+        let mut backend = Cpu::new(CpuRank {
+            config: model,
+            isa,
+            pool,
+            arena,
+            all_reduce,
+            rank,
+            ranks: count,
+            quantization: config.quantization,
+        });
         let decoder = Decoder::load(model, weights, rank, count, &mut backend)?;
         ranks.push(Mutex::new(Rank { backend, decoder }));
     }

@@ -22,6 +22,8 @@ pub enum Error {
     Option { option: &'static str, found: String, reason: String },
     #[error(transparent)]
     Isa(#[from] kernels::IsaError),
+    #[error(transparent)]
+    Pack(#[from] kernels::PackError),
     /// The system refuses a thread or memory.
     #[error("starting the compute ranks: {0}")]
     Start(io::Error),

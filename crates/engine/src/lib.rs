@@ -25,10 +25,10 @@ mod store;
 mod weights;
 
 pub use batch::{Batch, BatchRow, Constraint, NoObserver, SampleRequest, StepObserver, StepOutput};
-pub use config::{EngineConfig, LoadProgress, LoadStage};
+pub use config::{EngineConfig, LoadProgress, LoadStage, Quantization, QuantizationError};
 pub use engine::Engine;
 pub use error::Error;
 pub use generate::generate;
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, PackedWeights};
 pub use models::{Family, Llama3Scaling, ModelConfig, Rope};
 pub use store::kv_memory;

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::{EngineConfig, Error};
+use crate::{EngineConfig, Error, Quantization};
 
 /// Decided at load and printed at start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct MemoryPlan {
     /// Bytes of weights, mapped from the files.
     pub weights_bytes: u64,
+    /// What was packed into memory of its own.
+    pub packed: Option<PackedWeights>,
     /// Bytes set aside for KV, over all ranks. Pages are only touched when used.
     pub kv_bytes: u64,
     pub blocks: u32,
@@ -17,11 +19,25 @@ pub struct MemoryPlan {
     pub block_size: u32,
 }
 
+/// Weights in fewer bits.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct PackedWeights {
+    pub quantization: Quantization,
+    /// Bytes over all ranks.
+    pub bytes: u64,
+    /// Root mean square of what rounding changed, relative to the weights.
+    pub error: f64,
+}
+
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let tokens = u64::from(self.blocks) * u64::from(self.block_size);
         write!(f, "weights {:.1} MiB mapped, ", mib(self.weights_bytes))?;
+        if let Some(PackedWeights { quantization, bytes, error }) = self.packed {
+            let (size, percent) = (mib(bytes), 100.0 * error);
+            write!(f, "packed as {quantization} into {size:.1} MiB (rounding changes weights by {percent:.2} %), ")?;
+        }
         write!(f, "KV {:.1} MiB = {} blocks of {} tokens ", mib(self.kv_bytes), self.blocks, self.block_size)?;
         write!(f, "({tokens} tokens)")
     }
@@ -61,7 +77,7 @@ pub(crate) fn plan(
         let reason = format!("one block of {block_size} tokens needs {block_bytes} bytes");
         return Err(Error::Option { option: "kv_bytes", found: kv_bytes.to_string(), reason });
     }
-    Ok((MemoryPlan { weights_bytes, kv_bytes: u64::from(blocks) * block_bytes, blocks, block_size }, len))
+    Ok((MemoryPlan { weights_bytes, packed: None, kv_bytes: u64::from(blocks) * block_bytes, blocks, block_size }, len))
 }
 
 fn wanted_len(config: &EngineConfig, model_max: u32) -> Result<u32, Error> {
@@ -113,6 +129,7 @@ mod tests {
             tensor_parallel_size: 1,
             threads: 1,
             block_size: 16,
+            quantization: None,
             kv_dtype: None,
             kv_bytes,
             max_model_len,
@@ -146,7 +163,7 @@ mod tests {
 
     #[test]
     fn prints_what_was_decided() {
-        let plan = MemoryPlan { weights_bytes: 3 << 20, kv_bytes: 1 << 20, blocks: 64, block_size: 16 };
+        let plan = MemoryPlan { weights_bytes: 3 << 20, packed: None, kv_bytes: 1 << 20, blocks: 64, block_size: 16 };
         assert_eq!(plan.to_string(), "weights 3.0 MiB mapped, KV 1.0 MiB = 64 blocks of 16 tokens (1024 tokens)");
     }
 

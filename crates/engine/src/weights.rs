@@ -84,6 +84,11 @@ impl Weights {
         self.bytes
     }
 
+    /// Lets go of the files' pages in memory: what was packed is not read again.
+    pub(crate) fn release(&self) {
+        self.tensors.values().for_each(|stored| stored.file.release());
+    }
+
     /// Every tensor in the order of its name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Stored)> {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
@@ -136,8 +141,9 @@ impl Matrix {
         Self { rows, cols, ..self.clone() }
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.rows.len()
+    /// Length of a row of the whole matrix that this is a part of.
+    pub(crate) fn whole_cols(&self) -> usize {
+        self.whole[1]
     }
 
     pub(crate) fn view(&self) -> WeightView<'_> {

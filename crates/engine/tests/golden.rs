@@ -39,6 +39,7 @@ fn load(case: &Path, kv_dtype: Option<KvDtype>) -> (Engine, BlockPool) {
         tensor_parallel_size: 1,
         threads: 2,
         block_size: 16,
+        quantization: None,
         kv_dtype,
         kv_bytes: Some(8 << 20),
         max_model_len: Some(256),

@@ -101,7 +101,7 @@ struct Task<'a> {
     queries: &'a Queries<'a>,
     q: &'a [f32],
     /// This task writes its tokens' and heads' part and nothing else.
-    out: &'a SharedMut<'a>,
+    out: &'a SharedMut<'a, f32>,
     group: usize,
     scratch: &'a mut Vec<f32>,
 }

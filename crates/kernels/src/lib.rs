@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, pointwise
+//!                        ─► quant::Dot (integer vectors) ─► quant: products of 8-bit and 4-bit weights
 //! Pool (threads)         ─► split by output element, never by what is summed
 //! KvArena, MappedFile    ─► where keys, values and weights lie
 //! ```
@@ -19,6 +20,7 @@ mod mapped;
 mod matmul;
 mod pointwise;
 mod pool;
+mod quant;
 mod simd;
 #[cfg(test)]
 mod testing;
@@ -29,4 +31,5 @@ pub use mapped::MappedFile;
 pub use matmul::{Element, SEGMENTS, Segments, WeightView, matmul, tree_sum};
 pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
+pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};
 pub use simd::{Isa, IsaError};

@@ -8,6 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::quant::dot::{self, Dot, DotKernel};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
 
@@ -16,6 +17,8 @@ const CHAINS: usize = 12;
 /// Multiply-adds of each chain in one measurement: a millisecond, so that starting the threads does not show and most measurements
 /// are over before the system interrupts them.
 const STEPS: usize = 600_000;
+/// As [`STEPS`], for products of bytes: slower where the level has no instruction for them.
+const DOT_STEPS: usize = 100_000;
 /// Independent sums, so that loads and not additions set the pace.
 const SUMS: usize = 8;
 
@@ -28,6 +31,16 @@ pub fn fma_peak(isa: Isa, pool: &Pool) -> f64 {
     let lanes = isa.run(Lanes);
     let operations = 2 * CHAINS * STEPS * lanes * pool.threads();
     operations as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Integer operations per second (a multiplication and an addition each) of products of bytes that stay in registers, all threads
+/// together.
+pub fn dot_peak(isa: Isa, pool: &Pool) -> f64 {
+    let start = Instant::now();
+    pool.run(pool.threads(), |_| {
+        dot::run(isa, DotChains { steps: DOT_STEPS });
+    });
+    (2 * dot::PRODUCTS * CHAINS * DOT_STEPS * pool.threads()) as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Bytes per second at which the pool's threads together read `data` once. It says what memory can do only if `data` is larger than
@@ -74,6 +87,33 @@ impl Kernel for Chains {
                 }
             }
             chains.into_iter().map(|chain| S::sum(chain)).sum()
+        }
+    }
+}
+
+/// `DOT_STEPS` products in each of some chains.
+struct DotChains {
+    steps: usize,
+}
+
+impl DotKernel for DotChains {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        let (bytes, x) = (black_box([1u8; dot::PRODUCTS]), black_box([1i8; 4]));
+        // SAFETY: `bytes` and `x` hold what one product reads, `out` sixteen floats.
+        unsafe {
+            let w = D::bytes(bytes.as_ptr());
+            let mut chains = [D::ints(0); CHAINS];
+            for _ in 0..self.steps {
+                for chain in &mut chains {
+                    *chain = D::dot(*chain, w, x.as_ptr());
+                }
+            }
+            let mut out = [0.0; dot::PRODUCTS / 4];
+            for chain in chains {
+                D::store(out.as_mut_ptr(), D::add_scaled(D::zero(), chain, D::zero(), 1.0));
+                black_box(&out);
+            }
         }
     }
 }
@@ -136,6 +176,7 @@ mod tests {
                 let bandwidth = read_bandwidth(Isa::PORTABLE, &pool, &vec![1.0; count]);
                 assert!(bandwidth.is_finite() && bandwidth > 0.0);
             }
+            assert!(dot_peak(Isa::PORTABLE, &pool).is_finite());
         }
     }
 }

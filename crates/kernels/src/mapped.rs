@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 /// A whole file, mapped. The file must not be truncated while it is mapped: touching a lost page ends the process.
 #[derive(Debug)]
@@ -27,5 +27,12 @@ impl MappedFile {
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Lets go of the pages in memory; touching one reads it again.
+    #[expect(unsafe_code, reason = "for other kinds of map, this advice would lose data")]
+    pub fn release(&self) {
+        // SAFETY: the map is of a file and read-only, so that its pages come back as they were. A hint only: errors change nothing.
+        let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
 }

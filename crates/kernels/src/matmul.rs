@@ -30,6 +30,7 @@ use std::ops::Range;
 
 pub(crate) use dot::Product;
 pub(crate) use load::{Bf16, F32, widen};
+pub(crate) use segments::WAITING;
 pub use segments::{SEGMENTS, Segments, tree_sum};
 pub use weight::{Element, WeightView};
 
@@ -45,9 +46,6 @@ const ROWS: usize = 128;
 
 /// Up to this many rows, filling panels takes longer than multiplying.
 const ROWS_FEW: usize = 32;
-
-/// Sums that wait for their neighbour in the tree of segments, at most: one per level.
-const WAITING: usize = SEGMENTS.ilog2() as usize + 1;
 
 /// `out = x * w^T (+ bias)`: `x` is `[m][w.cols]`, `out` `[m][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn matmul(
@@ -84,7 +82,7 @@ struct Columns<'a> {
     bias: Option<&'a [f32]>,
     columns: Range<usize>,
     /// `[m][w.rows]`; this task writes `columns` of it and nothing else.
-    out: &'a SharedMut<'a>,
+    out: &'a SharedMut<'a, f32>,
 }
 
 impl Kernel for Columns<'_> {
@@ -139,7 +137,7 @@ impl Columns<'_> {
         }
     }
 
-    /// Sums every segment and adds them up: a segment waits until its right neighbour in the tree is there.
+    /// Sums every segment and joins them.
     ///
     /// # Safety
     /// Rows and columns exist, at most ROWS and a panel's columns; `sums` has room for WAITING such parts. The CPU has `S`.
@@ -151,15 +149,12 @@ impl Columns<'_> {
         columns: &Range<usize>,
         sums: *mut f32,
     ) {
-        for segment in 0..self.segments.count {
-            // As many parts wait as `segment` has bits: one for each whole subtree to the left.
-            let mut place = segment.count_ones() as usize;
-            let k = self.segments.bounds[segment]..self.segments.bounds[segment + 1];
-            // SAFETY: fewer than WAITING bits are set in a segment's number; the parts that are added are written and differ.
+        for step in self.segments.tree() {
+            let k = self.segments.bounds[step.segment]..self.segments.bounds[step.segment + 1];
+            // SAFETY: the tree never has more than WAITING parts; those that are joined are written and differ.
             unsafe {
-                self.segment::<S, E>(panel, rows, columns, &k, sums.add(place * PLACE));
-                for _ in 0..segment.trailing_ones() {
-                    place -= 1;
+                self.segment::<S, E>(panel, rows, columns, &k, sums.add(step.place * PLACE));
+                for place in (step.place - step.joins..step.place).rev() {
                     for row in 0..rows.len() {
                         let left = sums.add(place * PLACE + row * COLUMNS_MAX);
                         for column in 0..columns.len() {

@@ -135,25 +135,25 @@ impl Pool {
 }
 
 /// A slice of which the tasks of a job write disjoint parts.
-pub(crate) struct SharedMut<'a> {
-    start: *mut f32,
+pub(crate) struct SharedMut<'a, T> {
+    start: *mut T,
     len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
 #[expect(unsafe_code, reason = "disjoint parts of one slice")]
 // SAFETY: `slice` is the only access, and its callers keep their parts disjoint.
-unsafe impl Sync for SharedMut<'_> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<'a> SharedMut<'a> {
-    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
     }
 
     /// # Safety
     /// No two parts that are alive at the same time overlap.
     #[expect(unsafe_code, clippy::mut_from_ref, reason = "disjoint parts of one slice")]
-    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "{start} + {len} of {}", self.len);
         // SAFETY: within the slice borrowed in `new`; disjoint from other parts as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

@@ -39,7 +39,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
 
-    /// Quantisation of the weights. Supported: none.
+    /// Pack the weights at load: int8 (half the memory of bf16, decode nearly twice as fast) or int4 (a third; texts change a little);
+    /// none = as they are stored. All instances need the same.
     #[arg(long, value_name = "METHOD")]
     pub quantization: Option<String>,
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
-use engine::EngineConfig;
+use engine::{EngineConfig, Quantization};
 use kv::KvDtype;
 use proto::{ClusterSecret, SECRET_VARIABLE, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
@@ -130,12 +130,19 @@ fn engine_config(args: &WorkerArgs, tensor_parallel_size: usize) -> Result<Engin
         "auto" => None,
         dtype => Some(dtype.parse::<KvDtype>().map_err(|_| flag("--kv-cache-dtype", dtype, "auto, bf16 or f32"))?),
     };
+    let quantization = match args.quantization.as_deref() {
+        None | Some("" | "none") => None,
+        Some(name) => {
+            Some(name.parse::<Quantization>().map_err(|_| flag("--quantization", name, "none, int8 or int4"))?)
+        }
+    };
     check_model(&args.model)?;
     Ok(EngineConfig {
         model_dir: args.model.clone(),
         tensor_parallel_size,
         threads: args.threads.unwrap_or(0) as usize,
         block_size: args.block_size,
+        quantization,
         kv_dtype,
         kv_bytes: args.kv_cache_memory,
         max_model_len: args.max_model_len,
@@ -152,10 +159,6 @@ fn check_model(model: &Path) -> Result<(), ConfigError> {
 }
 
 fn check_unsupported(args: &WorkerArgs) -> Result<(), ConfigError> {
-    match args.quantization.as_deref() {
-        None | Some("" | "none") => {}
-        Some(method) => return Err(flag("--quantization", method, "none: quantised weights are not supported yet")),
-    }
     match args.device.as_str() {
         "auto" | "cpu" => Ok(()),
         cuda if cuda.starts_with("cuda") => Err(flag("--device", cuda, "cpu or auto: CUDA is not built in")),

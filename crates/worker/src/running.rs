@@ -208,6 +208,8 @@ fn log_memory(engine: &Engine, config: &Config) {
         kv_dtype = %model.kv_dtype,
         max_model_len = model.max_model_len,
         weights_mib = memory.weights_bytes >> 20,
+        packed_mib = memory.packed.map(|packed| packed.bytes >> 20),
+        packed_error = memory.packed.map(|packed| packed.error),
         kv_mib = memory.kv_bytes >> 20,
         blocks = memory.blocks,
         block_size = memory.block_size,

@@ -301,6 +301,7 @@ mod tests {
                 tensor_parallel_size: 1,
                 threads: 1,
                 block_size: 16,
+                quantization: None,
                 kv_dtype: None,
                 kv_bytes: None,
                 max_model_len: Some(64),

@@ -178,6 +178,7 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) 
     flag(&mut list, "max-num-batched-tokens", args.max_num_batched_tokens);
     flag(&mut list, "block-size", args.block_size);
     flag(&mut list, "kv-cache-memory", args.kv_cache_memory.as_ref());
+    flag(&mut list, "quantization", args.quantization.as_ref());
     flag(&mut list, "kv-cache-dtype", args.kv_cache_dtype.as_ref());
     flag(&mut list, "kv-transports", args.kv_transports.as_ref());
     list

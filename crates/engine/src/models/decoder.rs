@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{Backend, GatedMlp, Heads, Linear};
+use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
 use crate::plan::StepPlan;
 use crate::weights::Weights;
@@ -74,8 +74,8 @@ impl<B: Backend> Decoder<B> {
         Ok(Self {
             layers,
             norm: loader.vector("model.norm.weight", 0..hidden, hidden)?,
-            embedding: loader.backend.load_matrix(embedding)?,
-            head: loader.backend.load_matrix(head.shard(vocabulary, 0..hidden))?,
+            embedding: loader.backend.load_matrix(embedding, Part::Table)?,
+            head: loader.backend.load_matrix(head.shard(vocabulary, 0..hidden), Part::Head)?,
             kv_heads: kv_heads.start as u32..kv_heads.end as u32,
         })
     }
@@ -141,7 +141,7 @@ impl<B: Backend> Loader<'_, B> {
         let mine = part(outputs, self.rank, self.ranks);
         let matrix = self.weights.matrix(&format!("{name}.weight"), outputs, hidden)?.shard(mine.clone(), 0..hidden);
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), mine, outputs)).transpose()?;
-        Ok(Linear { weight: self.backend.load_matrix(matrix)?, bias })
+        Ok(Linear { weight: self.backend.load_matrix(matrix, Part::Outputs)?, bias })
     }
 
     /// A projection to `hidden` whose inputs are shared out. Its bias is added once, after the ranks are summed.
@@ -150,7 +150,7 @@ impl<B: Backend> Loader<'_, B> {
         let mine = part(inputs, self.rank, self.ranks);
         let matrix = self.weights.matrix(&format!("{name}.weight"), hidden, inputs)?.shard(0..hidden, mine);
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), 0..hidden, hidden)).transpose()?;
-        Ok(Linear { weight: self.backend.load_matrix(matrix)?, bias })
+        Ok(Linear { weight: self.backend.load_matrix(matrix, Part::Inputs)?, bias })
     }
 
     /// Elements `mine` of a vector of length `whole`.

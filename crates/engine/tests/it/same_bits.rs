@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::support::{biased_llama, config, golden, load};
-use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, SampleRequest, StepObserver, generate};
+use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, Quantization, SampleRequest, StepObserver, generate};
 use kv::{BlockId, BlockPool, KvSpan};
 use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
 
@@ -85,6 +85,46 @@ fn texts_do_not_depend_on_how_they_are_computed() {
             check("eight ranks", EngineConfig { tensor_parallel_size: 8, ..base.clone() }, 9);
         }
     }
+}
+
+#[test]
+fn packed_weights_keep_every_promise() {
+    let dir = tempfile::tempdir().unwrap();
+    biased_llama(dir.path());
+    for quantization in [Quantization::Int8, Quantization::Int4] {
+        for model in [dir.path().to_owned(), golden("qwen3")] {
+            let base = EngineConfig { quantization: Some(quantization), ..config(&model) };
+            let expected = texts(&base, 1000);
+            let check = |what: &str, config: EngineConfig, chunk| {
+                assert_eq!(texts(&config, chunk), expected, "{quantization} {}: {what}", model.display());
+            };
+            check("chunk 1", base.clone(), 1);
+            check("three threads, chunk 20", EngineConfig { threads: 3, ..base.clone() }, 20);
+            check("two ranks", EngineConfig { tensor_parallel_size: 2, ..base.clone() }, 6);
+            if model == dir.path() {
+                check("eight ranks", EngineConfig { tensor_parallel_size: 8, ..base.clone() }, 9);
+            }
+        }
+    }
+}
+
+/// What packing is called shows where instances compare models, and what it costs where memory is told.
+#[test]
+fn packing_shows_in_identity_and_memory() {
+    let dir = golden("llama");
+    let (plain, _) = load(&config(&dir)).unwrap();
+    for quantization in [Quantization::Int8, Quantization::Int4] {
+        let (packed, _) = load(&EngineConfig { quantization: Some(quantization), ..config(&dir) }).unwrap();
+        let mismatches = plain.identity().mismatches(packed.identity());
+        assert_eq!(mismatches.len(), 1, "{mismatches:?}");
+        let named = mismatches[0].to_string();
+        assert!(named.contains("dtype") && named.contains(quantization.as_str()), "{named}");
+        let memory = packed.memory();
+        let report = memory.packed.unwrap();
+        assert!(report.bytes > 0 && report.error > 0.0 && report.error < 0.12, "{report:?}");
+        assert!(memory.to_string().contains(&format!("packed as {quantization}")), "{memory}");
+    }
+    assert_eq!(plain.memory().packed, None);
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub(crate) fn config(dir: &Path) -> EngineConfig {
         tensor_parallel_size: 1,
         threads: 2,
         block_size: 16,
+        quantization: None,
         kv_dtype: None,
         kv_bytes: Some(8 << 20),
         max_model_len: Some(256),

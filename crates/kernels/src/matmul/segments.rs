@@ -1,5 +1,7 @@
 //! Where the inner dimension of a product is cut, and how the parts are summed.
 
+use std::ops::Range;
+
 /// Leaves of the tree in which a row-parallel product is summed. A rank of tensor-parallel degree t computes `8 / t` neighbours and
 /// their subtree, so every degree up to 8 yields the same bits.
 pub const SEGMENTS: usize = 8;
@@ -36,6 +38,34 @@ impl Segments {
     pub(super) fn len(&self) -> usize {
         self.bounds[self.count]
     }
+
+    /// The part of `k` of each segment.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.bounds.windows(2).take(self.count).map(|ends| ends[0]..ends[1])
+    }
+
+    /// In what order segments are summed and joined: each sum waits until its right neighbour in the tree is there.
+    pub(crate) fn tree(&self) -> impl Iterator<Item = TreeStep> + use<> {
+        // As many sums wait as `segment` has bits: one for each whole subtree to its left.
+        let step = |segment: usize| TreeStep {
+            segment,
+            place: segment.count_ones() as usize,
+            joins: segment.trailing_ones() as usize,
+        };
+        (0..self.count).map(step)
+    }
+}
+
+/// Sums that wait at the same time, at most: one per level of the tree.
+pub(crate) const WAITING: usize = SEGMENTS.ilog2() as usize + 1;
+
+/// See [`Segments::tree`]: the sum of `segment` goes to `place`; then, `joins` times, the last place is added to the one before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TreeStep {
+    pub(crate) segment: usize,
+    /// Below [`WAITING`].
+    pub(crate) place: usize,
+    pub(crate) joins: usize,
 }
 
 /// `out[i]` = the sum of `parts[..][i]` as a balanced binary tree. The number of parts is a power of two.

@@ -82,6 +82,18 @@ impl Isa {
         }
     }
 
+    /// The CPU has AVX2, and this level may use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx2(self) -> bool {
+        matches!(self.0, Level::Avx2(_) | Level::Avx512(_)) && is_x86_feature_detected!("avx2")
+    }
+
+    /// The CPU has AVX-512 with integer dot products (VNNI), and this level may use them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vnni(self) -> bool {
+        matches!(self.0, Level::Avx512(_)) && is_x86_feature_detected!("avx512vnni")
+    }
+
     /// Runs `kernel` compiled for this level.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY (all arms): the level's token exists, so the CPU has the instructions; `Kernel` values are built by safe functions of

@@ -23,6 +23,7 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
             tensor_parallel_size: 1,
             threads: 1,
             block_size: 16,
+            quantization: None,
             kv_dtype: None,
             kv_bytes: None,
             max_model_len: None,

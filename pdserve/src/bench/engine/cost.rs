@@ -13,9 +13,30 @@ pub(super) struct Cost {
     attention: f64,
     /// Keys and values of one token.
     kv_values: f64,
-    weight_bytes: f64,
-    kv_bytes: f64,
+    bytes: ElementBytes,
     window: f64,
+}
+
+/// Bytes that one element takes, its share of scales included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ElementBytes {
+    pub(super) linear: f64,
+    pub(super) head: f64,
+    pub(super) kv: f64,
+}
+
+impl ElementBytes {
+    /// Of element types as a [`types::ModelIdentity`] names them.
+    pub(super) fn of(dtype: &str, kv_dtype: &str) -> Self {
+        let scaled = |bytes: f64, group: f64| bytes + 2.0 / group;
+        let [linear, head] = match dtype {
+            "int8" => [scaled(1.0, 128.0); 2],
+            "int4" => [scaled(0.5, 32.0), scaled(1.0, 128.0)],
+            "f32" => [4.0; 2],
+            _ => [2.0; 2],
+        };
+        Self { linear, head, kv: if kv_dtype == "f32" { 4.0 } else { 2.0 } }
+    }
 }
 
 /// Rows of one step: each computes `new` tokens after `before` others and samples from the last.
@@ -27,8 +48,7 @@ pub(crate) struct Work {
 }
 
 impl Cost {
-    /// `weight_bytes`, `kv_bytes`: of one element.
-    pub(super) fn new(model: &ModelConfig, weight_bytes: usize, kv_bytes: usize) -> Self {
+    pub(super) fn new(model: &ModelConfig, bytes: ElementBytes) -> Self {
         let (queries, keys) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
         let layer = model.hidden_size * (2 * queries + 2 * keys) + 3 * model.hidden_size * model.intermediate_size;
         Self {
@@ -36,8 +56,7 @@ impl Cost {
             head: (model.vocab_size * model.hidden_size) as f64,
             attention: (2 * model.layers * queries) as f64,
             kv_values: (2 * model.layers * keys) as f64,
-            weight_bytes: weight_bytes as f64,
-            kv_bytes: kv_bytes as f64,
+            bytes,
             window: model.family.sliding_window.map_or(f64::INFINITY, |window| window as f64),
         }
     }
@@ -53,7 +72,8 @@ impl Cost {
     /// Bytes that must be read at least once: every weight, and the KV that each row attends to.
     pub(super) fn bytes(&self, work: Work) -> f64 {
         let seen = f64::from(work.before + work.new).min(self.window);
-        (self.linear + self.head) * self.weight_bytes + f64::from(work.rows) * seen * self.kv_values * self.kv_bytes
+        let ElementBytes { linear, head, kv } = self.bytes;
+        self.linear * linear + self.head * head + f64::from(work.rows) * seen * self.kv_values * kv
     }
 }
 
@@ -66,7 +86,7 @@ mod tests {
     /// The demo model: 6 layers, 256 wide, 8 heads and 4 KV heads of 32, 704 in the middle, 2048 ids.
     fn cost() -> Cost {
         let model = ModelConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model")).unwrap();
-        Cost::new(&model, 2, 2)
+        Cost::new(&model, ElementBytes::of("bf16", "bf16"))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
-use engine::{Engine, EngineConfig, ModelConfig};
+use engine::{Engine, EngineConfig, ModelConfig, Quantization};
 use kernels::{Isa, Pool, limits};
 use kv::KvDtype;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use super::conditions::Conditions;
 use super::model::{self, Shape};
 use super::report::{self, Table};
 use super::stats::median;
-use cost::Cost;
+use cost::{Cost, ElementBytes};
 
 pub(super) use cost::Work;
 pub(super) use steps::Steps;
@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// Compute threads; 0 = one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Pack the weights: int8 or int4 [default: as they are stored]
+    #[arg(long, value_name = "METHOD")]
+    pub(super) quantization: Option<Quantization>,
     /// KV element type: f32 or bf16 [default: as the weights]
     #[arg(long, value_name = "TYPE")]
     kv_cache_dtype: Option<KvDtype>,
@@ -102,6 +105,7 @@ pub(super) struct Prepared {
 #[derive(Debug, Clone, Copy)]
 struct Reached {
     bytes_per_second: f64,
+    /// Of the kind of arithmetic that the weights are multiplied with.
     flop_per_second: f64,
 }
 
@@ -109,7 +113,7 @@ struct Reached {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let args = args.settled();
     let Prepared { mut cases, skipped, conditions, model, engine } = prepare(&args)?;
-    let cost = Cost::new(&model, element_bytes(&engine.identity().dtype), element_bytes(&engine.identity().kv_dtype));
+    let cost = Cost::new(&model, ElementBytes::of(&engine.identity().dtype, &engine.identity().kv_dtype));
     let reached = measure(&args, engine, &mut cases)?;
     let table = table(&args, &cost, &cases, &reached);
     report::print(&conditions, std::slice::from_ref(&table), &does_not_fit(&skipped));
@@ -192,6 +196,7 @@ fn load(args: &Args, dir: &Path, model: &ModelConfig, cases: &[Case]) -> anyhow:
         tensor_parallel_size: 1,
         threads: args.threads,
         block_size: args.block_size,
+        quantization: args.quantization,
         kv_dtype: args.kv_cache_dtype,
         kv_bytes: Some(blocks * u64::from(args.block_size) * token_bytes),
         // One more than is computed, so that no sampled token ends its sequence.
@@ -228,15 +233,12 @@ fn describe(
         .and("load", format!("{load_seconds:.2} s, {:.2} s per GB", load_seconds / gigabytes)))
 }
 
-fn element_bytes(name: &str) -> usize {
-    if name == "f32" { 4 } else { 2 }
-}
-
 /// Fills in the cases' seconds and returns what the machine could do in each round.
 fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Vec<Reached>> {
     let isa = Isa::from_env()?;
     let pool = Pool::new("limits", args.threads()).context("cannot start threads")?;
     let values = vec![1.0; if args.quick { READ_VALUES_QUICK } else { READ_VALUES }];
+    let arithmetic = if args.quantization.is_some() { limits::dot_peak } else { limits::fma_peak };
     let mut steps = Steps::new(engine, args.block_size)?;
     let mut reached = Vec::new();
     for round in 0..args.rounds {
@@ -244,7 +246,7 @@ fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Ve
         let best = |tries, of: &dyn Fn() -> f64| (0..tries).map(|_| of()).fold(0.0, f64::max);
         reached.push(Reached {
             bytes_per_second: best(READ_TRIES, &|| limits::read_bandwidth(isa, &pool, &values)),
-            flop_per_second: best(FMA_TRIES, &|| limits::fma_peak(isa, &pool)),
+            flop_per_second: best(FMA_TRIES, &|| arithmetic(isa, &pool)),
         });
         for case in cases.iter_mut() {
             case.seconds.push(steps.seconds_per_step(case.work)?);
@@ -254,7 +256,9 @@ fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Ve
 }
 
 fn table(args: &Args, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table {
-    let columns = ["tok/s", "ms/step", "GFLOP/s", "% of fma", "GB/s", "% of read"];
+    let [operations, share] =
+        if args.quantization.is_some() { ["GOP/s", "% of int8"] } else { ["GFLOP/s", "% of fma"] };
+    let columns = ["tok/s", "ms/step", operations, share, "GB/s", "% of read"];
     let mut table = Table::new(format!("medians of {} round(s)", args.rounds), columns);
     let over_rounds = |of: &dyn Fn(&Reached) -> f64| median(&reached.iter().map(of).collect::<Vec<_>>());
     table.row(
@@ -292,7 +296,7 @@ fn table(args: &Args, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table
 }
 
 fn details(cases: &[Case], reached: &[Reached]) -> Value {
-    let limit = |reached: &Reached| json!({ "read_bytes_per_s": reached.bytes_per_second, "fma_flop_per_s": reached.flop_per_second });
+    let limit = |reached: &Reached| json!({ "read_bytes_per_s": reached.bytes_per_second, "arithmetic_per_s": reached.flop_per_second });
     let seconds: serde_json::Map<_, _> = cases.iter().map(|case| (case.name.clone(), json!(case.seconds))).collect();
     json!({ "limits": reached.iter().map(limit).collect::<Vec<_>>(), "seconds_per_step": seconds })
 }
@@ -323,7 +327,7 @@ mod tests {
             case.seconds.push(steps.seconds_per_step(case.work).unwrap());
         }
         let reached = [Reached { bytes_per_second: 1e9, flop_per_second: 1e9 }];
-        let table = table(&args, &Cost::new(&model, 2, 2), &cases, &reached);
+        let table = table(&args, &Cost::new(&model, ElementBytes::of("bf16", "bf16")), &cases, &reached);
         let names: Vec<_> = table.rows.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["limit", "prefill 20", "decode 1 x 17", "decode 3 x 17"]);
         assert!(table.rows[1..].iter().all(|(_, values)| values.iter().all(|value| *value > Some(0.0))));

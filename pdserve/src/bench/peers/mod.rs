@@ -66,7 +66,8 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let prepared = engine::prepare(&args.engine)?;
     let (conditions, mut notes) = (prepared.conditions.clone(), engine::does_not_fit(&prepared.skipped));
     let (steps, cases) = prepared.steps(&args.engine)?;
-    let mut sides = vec![Side::new("pdserve".to_owned(), Class::Bits16, Runs::Here(Box::new(steps)))];
+    let mut sides =
+        vec![Side::new("pdserve".to_owned(), Class::of(args.engine.quantization), Runs::Here(Box::new(steps)))];
     for (program, peer) in peers {
         sides.push(start(&args, program, peer, &cases)?);
     }

@@ -4,12 +4,25 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use engine::Quantization;
+
 /// Precision of the weights. A faster class is never quoted against a slower one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     Bits16,
     Int8,
     Int4,
+}
+
+impl Class {
+    /// Of our own weights.
+    pub(super) fn of(quantization: Option<Quantization>) -> Self {
+        match quantization {
+            None => Class::Bits16,
+            Some(Quantization::Int8) => Class::Int8,
+            Some(Quantization::Int4) => Class::Int4,
+        }
+    }
 }
 
 impl fmt::Display for Class {

@@ -1,0 +1,115 @@
+//! Matrices of the CPU backend, mapped or packed, and products with them.
+
+use kernels::{Bits, Groups, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView};
+
+use crate::backend::Part;
+use crate::weights::Matrix;
+use crate::{Error, Quantization};
+
+/// A matrix, and where the sums of its products are cut.
+pub(crate) enum CpuMatrix {
+    Mapped { matrix: Matrix, segments: Segments },
+    Packed(QuantizedMatrix),
+}
+
+/// What packing came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PackedSoFar {
+    pub(crate) bytes: u64,
+    /// Over all packed weights: sum of bytes times squared relative error, to take the mean of.
+    weighted_error: f64,
+}
+
+impl PackedSoFar {
+    fn add(&mut self, matrix: &QuantizedMatrix) {
+        self.bytes += matrix.bytes() as u64;
+        self.weighted_error += matrix.bytes() as f64 * matrix.error().powi(2);
+    }
+
+    /// What two ranks packed.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, weighted_error: self.weighted_error + other.weighted_error }
+    }
+
+    /// Root mean square of what rounding changed, relative to the weights.
+    pub(crate) fn error(self) -> f64 {
+        if self.bytes == 0 { 0.0 } else { (self.weighted_error / self.bytes as f64).sqrt() }
+    }
+}
+
+impl CpuMatrix {
+    /// Takes a matrix as it is stored, or packs it.
+    pub(crate) fn load(
+        isa: Isa,
+        pool: &Pool,
+        matrix: Matrix,
+        segments: Segments,
+        bits: Option<Bits>,
+        so_far: &mut PackedSoFar,
+    ) -> Result<Self, Error> {
+        let Some(bits) = bits else { return Ok(Self::Mapped { matrix, segments }) };
+        let packed = QuantizedMatrix::pack(isa, pool, &matrix.view(), Groups::new(bits, segments))?;
+        so_far.add(&packed);
+        Ok(Self::Packed(packed))
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Mapped { matrix, .. } => matrix.view().rows(),
+            Self::Packed(packed) => packed.rows(),
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Self::Mapped { matrix, .. } => matrix.view().cols(),
+            Self::Packed(packed) => packed.groups().row(),
+        }
+    }
+
+    /// The rows as they are stored; tables are never packed.
+    pub(crate) fn table(&self) -> Option<WeightView<'_>> {
+        match self {
+            Self::Mapped { matrix, .. } => Some(matrix.view()),
+            Self::Packed(_) => None,
+        }
+    }
+}
+
+/// How many bits a matrix gets.
+pub(crate) fn bits(quantization: Option<Quantization>, part: Part) -> Option<Bits> {
+    match (quantization?, part) {
+        (_, Part::Table) => None,
+        (Quantization::Int8, _) | (_, Part::Head) => Some(Bits::Eight),
+        (Quantization::Int4, Part::Outputs | Part::Inputs) => Some(Bits::Four),
+    }
+}
+
+/// One product: `out = x * matrix^T (+ bias)`.
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: &'a CpuMatrix,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) out: &'a mut Vec<f32>,
+}
+
+/// Computes products of one input whose matrices are of one kind. `rows` is room for the input in 8 bits: made once for all of them.
+pub(crate) fn products<const N: usize>(
+    isa: Isa,
+    pool: &Pool,
+    rows: &mut QuantizedRows,
+    x: &[f32],
+    products: [Product<'_>; N],
+) {
+    if let Some(Product { matrix: CpuMatrix::Packed(packed), .. }) = products.first() {
+        rows.fill(isa, pool, packed.groups(), x);
+    }
+    for Product { matrix, bias, out } in products {
+        out.resize(x.len() / matrix.cols() * matrix.rows(), 0.0);
+        match matrix {
+            CpuMatrix::Mapped { matrix, segments } => {
+                kernels::matmul(isa, pool, x, &matrix.view(), segments, bias, out);
+            }
+            CpuMatrix::Packed(packed) => kernels::quantized_matmul(isa, pool, rows, packed, bias, out),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Integer vectors of the machine: sixteen columns at once, whatever the width of its registers.
+
+#![expect(unsafe_code, reason = "intrinsics and raw loads; contracts stand at each function")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+use super::LANES;
+use crate::Isa;
+
+/// Multiplications in one [`Dot::dot`].
+pub(crate) const PRODUCTS: usize = 4 * LANES;
+
+/// Arithmetic on sixteen columns. All levels give the same bits.
+///
+/// # Safety
+/// Every function needs a CPU with the level's instructions; loads and stores touch exactly the bytes they name, at any alignment.
+pub(crate) trait Dot: Copy {
+    /// Four values of each column: `[column][4]`, unsigned.
+    type Bytes: Copy;
+    /// A 32-bit sum per column.
+    type Ints: Copy;
+    /// An `f32` per column.
+    type Floats: Copy;
+
+    /// 64 bytes as they are.
+    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    /// The lower and the upper halves of 64 bytes.
+    unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2];
+    unsafe fn ints(value: i32) -> Self::Ints;
+    /// `sum[column] += w[column][0..4] . x[0..4]`
+    unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints;
+    unsafe fn zero() -> Self::Floats;
+    /// Sixteen bf16 values.
+    unsafe fn scales(from: *const u8) -> Self::Floats;
+    /// `sum + (ints * w) * x`, each operation rounded on its own. Sums of a group are below 2^24, so they convert exactly.
+    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats;
+    unsafe fn store(to: *mut f32, v: Self::Floats);
+    /// Asks for the line of memory at `at`, which need not exist.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// Arithmetic with its arguments, written over any level.
+pub(crate) trait DotKernel {
+    /// Mark it `#[inline(always)]`, as everything it calls.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `D`, and the arguments keep the bounds that the kernel's fields promise.
+    unsafe fn run<D: Dot>(self);
+}
+
+/// Runs `kernel` compiled for the best integer instructions of `isa`.
+pub(crate) fn run<K: DotKernel>(isa: Isa, kernel: K) {
+    // SAFETY (all arms): `isa` vouches for the instructions; `DotKernel` values are built by safe functions of this crate that have
+    // checked every bound the kernel relies on.
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_vnni() {
+        return unsafe { vnni::run(kernel) };
+    } else if isa.has_avx2() {
+        return unsafe { avx2::run(kernel) };
+    }
+    let _ = isa;
+    unsafe { kernel.run::<portable::Portable>() }
+}

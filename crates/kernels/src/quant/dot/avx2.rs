@@ -1,0 +1,107 @@
+//! AVX2: bytes are widened to 16 bits first, since the instruction that multiplies bytes saturates.
+
+use std::arch::x86_64::*;
+
+use super::{Dot, DotKernel};
+
+#[derive(Clone, Copy)]
+struct Avx2;
+
+/// # Safety
+/// The CPU has AVX2; and see [`DotKernel::run`].
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn run<K: DotKernel>(kernel: K) {
+    // SAFETY: passed on to the caller.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+/// Eight columns: `sum + w . x`.
+///
+/// # Safety
+/// The CPU has AVX2; `x` holds the same four values in every lane.
+#[inline(always)]
+unsafe fn dot8(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let even_x = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+        let even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even_x);
+        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(x));
+        _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn add_scaled8(sum: __m256, ints: __m256i, w: __m256, x: f32) -> __m256 {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(ints), w);
+        _mm256_add_ps(sum, _mm256_mul_ps(scaled, _mm256_set1_ps(x)))
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2; eight bf16 values are readable.
+#[inline(always)]
+unsafe fn scales8(from: *const u8) -> __m256 {
+    // SAFETY: sixteen bytes.
+    unsafe {
+        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
+}
+
+// SAFETY (all functions): see `Dot`; the instructions are there because `run` above is the only way in.
+impl Dot for Avx2 {
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Floats = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Self::Bytes {
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2] {
+        unsafe {
+            let ([a, b], mask) = (Self::bytes(from), _mm256_set1_epi8(15));
+            let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
+            [[_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)], [high(a), high(b)]]
+        }
+    }
+    #[inline(always)]
+    unsafe fn ints(value: i32) -> Self::Ints {
+        unsafe { [_mm256_set1_epi32(value); 2] }
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            [dot8(sum[0], w[0], x), dot8(sum[1], w[1], x)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> Self::Floats {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn scales(from: *const u8) -> Self::Floats {
+        unsafe { [scales8(from), scales8(from.add(16))] }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
+        unsafe { [add_scaled8(sum[0], ints[0], w[0], x), add_scaled8(sum[1], ints[1], w[1], x)] }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::Floats) {
+        unsafe {
+            _mm256_storeu_ps(to, v[0]);
+            _mm256_storeu_ps(to.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}

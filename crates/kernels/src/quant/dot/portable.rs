@@ -1,0 +1,60 @@
+//! The plain twin of the integer kernels.
+
+use half::bf16;
+
+use super::super::LANES;
+use super::Dot;
+
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+// SAFETY (all functions): see `Dot`; needs no special instructions, and reads and writes exactly what is named.
+impl Dot for Portable {
+    type Bytes = [u8; 4 * LANES];
+    type Ints = [i32; LANES];
+    type Floats = [f32; LANES];
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Self::Bytes {
+        unsafe { from.cast::<Self::Bytes>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2] {
+        let both = unsafe { Self::bytes(from) };
+        [both.map(|byte| byte & 15), both.map(|byte| byte >> 4)]
+    }
+    #[inline(always)]
+    unsafe fn ints(value: i32) -> Self::Ints {
+        [value; LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot(mut sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
+        let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
+        for (sum, w) in sum.iter_mut().zip(w.chunks_exact(4)) {
+            *sum += w.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x)).sum::<i32>();
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn zero() -> Self::Floats {
+        [0.0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn scales(from: *const u8) -> Self::Floats {
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|bits| bf16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(mut sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
+        for (sum, (ints, w)) in sum.iter_mut().zip(ints.into_iter().zip(w)) {
+            *sum += ints as f32 * w * x;
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::Floats) {
+        unsafe { to.cast::<Self::Floats>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

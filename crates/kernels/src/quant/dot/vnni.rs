@@ -1,0 +1,69 @@
+//! AVX-512 VNNI: 64 products of bytes, added by fours, in one instruction.
+
+use std::arch::x86_64::*;
+
+use super::{Dot, DotKernel};
+
+#[derive(Clone, Copy)]
+struct Vnni;
+
+/// # Safety
+/// The CPU has AVX-512 F, BW, VL, DQ and VNNI; and see [`DotKernel::run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
+pub(super) unsafe fn run<K: DotKernel>(kernel: K) {
+    // SAFETY: passed on to the caller.
+    unsafe { kernel.run::<Vnni>() }
+}
+
+// SAFETY (all functions): see `Dot`; the instructions are there because `run` above is the only way in.
+impl Dot for Vnni {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Self::Bytes {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2] {
+        unsafe {
+            let (both, mask) = (Self::bytes(from), _mm512_set1_epi8(15));
+            [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn ints(value: i32) -> Self::Ints {
+        unsafe { _mm512_set1_epi32(value) }
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
+        unsafe { _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> Self::Floats {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn scales(from: *const u8) -> Self::Floats {
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
+        unsafe {
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(ints), w);
+            _mm512_add_ps(sum, _mm512_mul_ps(scaled, _mm512_set1_ps(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::Floats) {
+        unsafe { _mm512_storeu_ps(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
