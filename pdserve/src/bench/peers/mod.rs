@@ -25,6 +25,7 @@ use side::{Class, Peer, Program};
 ///
 /// Example: pdserve bench peers 0.5b --python venv/bin/python --vllm 16-bit=DIR --openvino int8=IR_DIR --llama int8=FILE.gguf
 #[derive(Parser, Debug)]
+#[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     engine: engine::Args,
