@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 /// The name under which the demo model is served.
-pub const DEMO_NAME: &str = "pdserve-demo";
+pub(crate) const DEMO_NAME: &str = "pdserve-demo";
 
 macro_rules! embed {
     ($($name:literal),+ $(,)?) => { &[$(($name, include_bytes!(concat!("../model/", $name)))),+] };
@@ -19,7 +19,7 @@ const FILES: &[(&str, &[u8])] =
 ///
 /// The directory's name holds a hash of the content, so another version of pdserve never reads a stale copy; it appears by a rename,
 /// so it is never half-written.
-pub fn materialise(cache: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn materialise(cache: &Path) -> anyhow::Result<PathBuf> {
     let target = cache.join(format!("{DEMO_NAME}-{}", content_hash()));
     if target.is_dir() {
         return Ok(target);

@@ -10,4 +10,3 @@ mod parent;
 mod up;
 
 pub use cli::{Cli, main};
-pub use demo::{DEMO_NAME, materialise as materialise_demo_model};

@@ -13,27 +13,17 @@ use text::{ChatTemplate, Message, RenderOptions};
 use tokio::time::Instant;
 use types::TokenId;
 
-use super::generate::{Generating, Order, off_loop};
+use super::generate::{Generating, Order, answer, off_loop};
 use super::sse::{self, Shape};
-use super::{Api, Caller, error, json, unix_seconds};
+use super::{Api, Caller, json, unix_seconds};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let (generating, echo) = match start(&api, caller, request).await {
-        Ok(started) => started,
-        Err(error) => {
-            api.metrics().ended(error::outcome(&error));
-            return error::response(&error);
-        }
-    };
-    let answer = match generating.stream {
-        Some(_) => sse::respond(generating, Shape::Chat { echo }).await,
-        None => whole(generating, &echo).await,
-    };
-    answer.unwrap_or_else(|error| error::response(&error))
+    let started = start(&api, caller, request).await;
+    answer(&api, started, stream, whole).await
 }
 
 /// The running request, and the text to repeat in front of the answers (empty without `echo`).
@@ -92,8 +82,12 @@ fn message(message: ChatMessage) -> Message {
     Message { role: message.role, content: message.content, extra: message.extra }
 }
 
+async fn stream(generating: Generating, echo: String) -> Result<Response<Body>, ApiError> {
+    sse::respond(generating, Shape::Chat { echo }).await
+}
+
 /// The answer in one body.
-async fn whole(mut generating: Generating, echo: &str) -> Result<Response<Body>, ApiError> {
+async fn whole(mut generating: Generating, echo: String) -> Result<Response<Body>, ApiError> {
     let choices = generating.collect().await?.into_iter().map(|piece| {
         let logprobs = generating.logprobs.then(|| ChatLogprobs::new(&piece.logprobs));
         let choice = ChatChoice::new(

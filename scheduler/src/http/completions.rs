@@ -14,27 +14,17 @@ use text::Tokenizer;
 use tokio::time::Instant;
 use types::TokenId;
 
-use super::generate::{Generating, Order, off_loop};
+use super::generate::{Generating, Order, answer, off_loop};
 use super::sse::{self, Shape};
-use super::{Api, Caller, error, json};
+use super::{Api, Caller, json};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let (generating, echo) = match start(&api, caller, request).await {
-        Ok(started) => started,
-        Err(error) => {
-            api.metrics().ended(error::outcome(&error));
-            return error::response(&error);
-        }
-    };
-    let answer = match generating.stream {
-        Some(_) => sse::respond(generating, Shape::Completion { echo }).await,
-        None => whole(generating, &echo).await,
-    };
-    answer.unwrap_or_else(|error| error::response(&error))
+    let started = start(&api, caller, request).await;
+    answer(&api, started, stream, whole).await
 }
 
 /// The running request, and the text to repeat in front of the answers, one per prompt (none without `echo`).
@@ -80,8 +70,12 @@ pub(super) fn tokenise(
     }
 }
 
+async fn stream(generating: Generating, echo: Vec<String>) -> Result<Response<Body>, ApiError> {
+    sse::respond(generating, Shape::Completion { echo }).await
+}
+
 /// The answer in one body.
-async fn whole(mut generating: Generating, echo: &[String]) -> Result<Response<Body>, ApiError> {
+async fn whole(mut generating: Generating, echo: Vec<String>) -> Result<Response<Body>, ApiError> {
     let choices = generating.collect().await?.into_iter().map(|piece| {
         let echoed = echo.get((piece.index / generating.n) as usize).map_or("", String::as_str);
         let offset = echoed.chars().count();

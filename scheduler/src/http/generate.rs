@@ -5,7 +5,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use axum::body::Body;
 use futures::future::try_join_all;
+use hyper::Response;
 use kv::ChainRoot;
 use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, StreamOptions, Structured, Usage};
 use telemetry::Outcome;
@@ -287,6 +289,29 @@ fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>
 fn cache_salt(key: Option<&[u8; 32]>, sent: Option<&str>) -> Vec<u8> {
     let salt = [key.map_or(&[][..], |key| key), sent.unwrap_or_default().as_bytes()].concat();
     if salt.is_empty() { salt } else { ChainRoot::new("cache_salt", &salt).next(None, &[]).0.to_vec() }
+}
+
+/// What every endpoint that generates does with its started request: an answer as it comes or whole.
+///
+/// What goes wrong before the first token has its own status; `stream` and `whole` fail with that only.
+pub(super) async fn answer<S>(
+    api: &Api,
+    started: Result<(Generating, S), ApiError>,
+    stream: impl AsyncFnOnce(Generating, S) -> Result<Response<Body>, ApiError>,
+    whole: impl AsyncFnOnce(Generating, S) -> Result<Response<Body>, ApiError>,
+) -> Response<Body> {
+    let (generating, state) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            api.metrics().ended(error::outcome(&error));
+            return error::response(&error);
+        }
+    };
+    let answered = match generating.stream {
+        Some(_) => stream(generating, state).await,
+        None => whole(generating, state).await,
+    };
+    answered.unwrap_or_else(|error| error::response(&error))
 }
 
 /// Runs text work where it holds up nobody.

@@ -15,8 +15,8 @@ use openai::{ApiError, GenerateRequest, GenerateResponse, Prompt};
 use tokio::time::Instant;
 
 use super::completions::tokenise;
-use super::generate::{Generating, Order, off_loop};
-use super::{Api, Caller, error, json};
+use super::generate::{Generating, Order, answer, off_loop};
+use super::{Api, Caller, json};
 use crate::answer::Piece;
 use crate::args::Delimiter;
 use crate::config::Protocol;
@@ -32,18 +32,8 @@ pub(super) async fn create(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let (generating, texts) = match start(&api, caller, request).await {
-        Ok(started) => started,
-        Err(error) => {
-            api.metrics().ended(error::outcome(&error));
-            return error::response(&error);
-        }
-    };
-    let answer = match generating.stream {
-        Some(_) => stream(generating, texts).await,
-        None => whole(generating, texts).await,
-    };
-    answer.unwrap_or_else(|error| error::response(&error))
+    let started = start(&api, caller, request).await;
+    answer(&api, started, stream, whole).await
 }
 
 async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Texts), ApiError> {

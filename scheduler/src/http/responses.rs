@@ -11,26 +11,16 @@ use hyper::{Request, Response};
 use openai::{ApiError, Responding, ResponsesRequest};
 use tokio::time::Instant;
 
-use super::generate::{Generating, Order};
-use super::{Api, Caller, chat, error, json, sse};
+use super::generate::{Generating, Order, answer};
+use super::{Api, Caller, chat, json, sse};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let (generating, responding) = match start(&api, caller, request).await {
-        Ok(started) => started,
-        Err(error) => {
-            api.metrics().ended(error::outcome(&error));
-            return error::response(&error);
-        }
-    };
-    let answer = match generating.stream {
-        Some(_) => stream(generating, responding).await,
-        None => whole(generating, responding).await,
-    };
-    answer.unwrap_or_else(|error| error::response(&error))
+    let started = start(&api, caller, request).await;
+    answer(&api, started, stream, whole).await
 }
 
 async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Responding), ApiError> {
