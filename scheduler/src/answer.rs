@@ -2,7 +2,9 @@
 //!
 //! Tokens count by their position, so what an attempt repeats is dropped and what it skips is noticed.
 
-use text::{Detokenizer, StopMatcher, Tokenizer};
+use std::sync::Arc;
+
+use text::{Detokenizer, Parted, ReasoningParser, StopMatcher, Tokenizer};
 use tokio::time::Instant;
 use types::{FinishReason, SampledToken, SamplingParams, TokenId};
 
@@ -13,6 +15,10 @@ use openai::{Finish, TokenChance, TokenLogprob};
 pub(crate) struct Style {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) skip_special: bool,
+    /// Special tokens that are text all the same: marks of thoughts and calls.
+    pub(crate) shown: Arc<[TokenId]>,
+    /// Parts thoughts from the rest, where the model may think.
+    pub(crate) reasoning: Option<ReasoningParser>,
     pub(crate) stop: Vec<String>,
     pub(crate) include_stop: bool,
     /// The text continues the prompt (completions), so the first word keeps its space.
@@ -30,6 +36,8 @@ impl Style {
         Self {
             tokenizer,
             skip_special: true,
+            shown: Arc::default(),
+            reasoning: None,
             stop: Vec::new(),
             include_stop: false,
             after_prompt: false,
@@ -53,6 +61,7 @@ pub(crate) struct Answer {
     pub(crate) last_at: Option<Instant>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    reasoning: Option<ReasoningParser>,
     style: Style,
 }
 
@@ -60,9 +69,13 @@ pub(crate) struct Answer {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Piece {
     pub(crate) index: u32,
+    /// What the model thought; it comes before all text.
+    pub(crate) reasoning: String,
     pub(crate) text: String,
     /// Number of tokens.
     pub(crate) tokens: u32,
+    /// Those of them that are thought.
+    pub(crate) reasoning_tokens: u32,
     /// Of all its tokens.
     pub(crate) logprob_sum: f64,
     /// When the client asked for them.
@@ -86,6 +99,7 @@ impl Answer {
             true => Detokenizer::after_prompt(tokenizer, style.skip_special),
             false => Detokenizer::new(tokenizer, style.skip_special),
         };
+        let detokenizer = detokenizer.showing(style.shown.clone());
         let stops = StopMatcher::new(style.stop.clone(), style.include_stop);
         Self {
             choice,
@@ -96,6 +110,7 @@ impl Answer {
             last_at: None,
             detokenizer,
             stops,
+            reasoning: style.reasoning.clone(),
             style,
         }
     }
@@ -129,6 +144,7 @@ impl Answer {
             return Ok(None);
         }
         self.tokens.push(token.id);
+        let thought = self.is_thinking();
         // A worker that never ends is ended here.
         let length = (self.tokens.len() >= sampling.max_tokens as usize).then_some(FinishReason::Length);
         let ended = token.finish.or(length);
@@ -140,15 +156,33 @@ impl Answer {
         if let (Some(reason), None) = (ended, &self.finish) {
             self.end(&mut text, reason, token.id, sampling);
         }
+        let Parted { reasoning, content } = self.part(text);
         Ok(Some(Piece {
             index: self.index,
-            text,
+            reasoning,
+            text: content,
             tokens: 1,
+            reasoning_tokens: u32::from(thought || self.is_thinking()),
             logprob_sum: f64::from(token.logprob),
             token_ids: if self.style.token_ids { vec![token.id] } else { Vec::new() },
             logprobs: if self.style.logprobs { vec![self.logprob(token)] } else { Vec::new() },
             finish: self.finish.clone(),
         }))
+    }
+
+    fn is_thinking(&self) -> bool {
+        self.reasoning.as_ref().is_some_and(ReasoningParser::is_thinking)
+    }
+
+    fn part(&mut self, text: String) -> Parted {
+        let Some(parser) = &mut self.reasoning else { return Parted { content: text, ..Parted::default() } };
+        let mut parted = parser.push(&text);
+        if self.finish.is_some() {
+            let Parted { reasoning, content } = parser.finish();
+            parted.reasoning.push_str(&reasoning);
+            parted.content.push_str(&content);
+        }
+        parted
     }
 
     fn add(&mut self, text: &mut String, decoded: &str) {
@@ -193,8 +227,10 @@ impl Answer {
 impl Piece {
     /// Appends a later piece of the same choice.
     pub(crate) fn extend(&mut self, later: Piece) {
+        self.reasoning.push_str(&later.reasoning);
         self.text.push_str(&later.text);
         self.tokens += later.tokens;
+        self.reasoning_tokens += later.reasoning_tokens;
         self.logprob_sum += later.logprob_sum;
         self.token_ids.extend(later.token_ids);
         self.logprobs.extend(later.logprobs);
@@ -204,6 +240,6 @@ impl Piece {
     /// Roughly what it holds in memory.
     pub(crate) fn bytes(&self) -> usize {
         let logprobs = self.logprobs.iter().map(|token| 64 * (1 + token.top.len())).sum::<usize>();
-        self.text.len() + 4 * self.token_ids.len() + logprobs
+        self.reasoning.len() + self.text.len() + 4 * self.token_ids.len() + logprobs
     }
 }

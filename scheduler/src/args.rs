@@ -75,6 +75,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub max_waiting_requests: u32,
 
+    /// Answers of /v1/responses kept in memory for an hour, so that clients can go on from them; 0 = none.
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub max_stored_responses: u32,
+
     /// Seconds a request may wait for room before it is answered 503.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub max_wait: u64,
@@ -83,13 +87,26 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = LocalPrefill::Auto, env = "PDSERVE_LOCAL_PREFILL")]
     pub local_prefill: LocalPrefill,
 
+    /// How the model writes calls of tools. auto: as its chat template shows.
+    #[arg(long, value_enum, default_value_t = ToolFlag::Auto)]
+    pub tool_call_parser: ToolFlag,
+
+    /// How the model writes what it thinks before it answers. auto: as its chat template shows.
+    #[arg(long, value_enum, default_value_t = ReasoningFlag::Auto)]
+    pub reasoning_parser: ReasoningFlag,
+
+    /// Accepted because vLLM needs it for tools; here they always work.
+    #[arg(long, hide = true)]
+    pub enable_auto_tool_choice: bool,
+
     /// With USE_OPENAI=0: what ends each record of a stream.
     #[arg(long, value_enum, default_value_t = Delimiter::Nul)]
     pub generate_delimiter: Delimiter,
 
-    /// A key that clients must send as `Authorization: Bearer KEY`; may be given several times. Other users of the machine can see
-    /// command lines: prefer the variable or --api-key-file. VLLM_API_KEY is read when neither flag nor variable is there.
-    #[arg(long, env = "PDSERVE_API_KEY", hide_env_values = true, value_name = "KEY")]
+    /// A key that clients must send as `Authorization: Bearer KEY`; several with commas between, or the flag several times. Other users
+    /// of the machine can see command lines: prefer the variable or --api-key-file. VLLM_API_KEY is read when neither flag nor variable
+    /// is there.
+    #[arg(long, env = "PDSERVE_API_KEY", hide_env_values = true, value_name = "KEY", value_delimiter = ',')]
     pub api_key: Vec<ApiKey>,
 
     #[arg(long, env = "VLLM_API_KEY", hide = true, hide_env_values = true)]
@@ -133,6 +150,31 @@ pub enum Delimiter {
     Nul,
     /// A line feed.
     Newline,
+}
+
+/// Formats of calls, under vLLM's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ToolFlag {
+    #[default]
+    Auto,
+    /// Calls that the model is free to make are not read.
+    None,
+    Hermes,
+    #[value(name = "llama3_json")]
+    Llama3Json,
+    Mistral,
+}
+
+/// Formats of thoughts, under vLLM's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReasoningFlag {
+    #[default]
+    Auto,
+    /// Thoughts are content.
+    None,
+    Qwen3,
+    #[value(name = "deepseek_r1")]
+    DeepseekR1,
 }
 
 /// When a decode instance computes a prompt itself, without a hand-over.

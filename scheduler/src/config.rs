@@ -9,7 +9,7 @@ use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use types::{InstanceId, Role};
 
 use crate::access::Access;
-use crate::args::{Args, Delimiter, LocalPrefill};
+use crate::args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
 
 /// Everything the scheduler needs to know. Tests build it directly with [`Config::new`].
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Config {
     pub max_model_len: Option<u32>,
     pub local_prefill: LocalPrefill,
     pub protocol: Protocol,
+    pub tool_call_parser: ToolFlag,
+    pub reasoning_parser: ReasoningFlag,
     pub access: Access,
     /// Requests may bring a chat template of their own.
     pub trust_request_chat_template: bool,
@@ -70,6 +72,9 @@ pub struct Bounds {
     pub headers: usize,
     /// Text that a reader may lag behind before its stream is cancelled.
     pub unread_bytes: usize,
+    /// Answers of /v1/responses that are kept, and their bytes.
+    pub stored_answers: usize,
+    pub stored_bytes: usize,
     /// Attempts at one request (or, once it has text, at one choice).
     pub attempts: u32,
 }
@@ -83,6 +88,8 @@ impl Default for Bounds {
             header_bytes: 64 << 10,
             headers: 100,
             unread_bytes: 256 << 10,
+            stored_answers: 1024,
+            stored_bytes: 64 << 20,
             attempts: 4,
         }
     }
@@ -110,6 +117,8 @@ pub struct Timings {
     /// A connection that takes no byte for this long is closed.
     pub write_progress: Duration,
     pub drain: Duration,
+    /// How long an answer of /v1/responses is kept.
+    pub stored: Duration,
     /// Pause between two canaries over a pair that failed.
     pub canary: Duration,
 }
@@ -128,6 +137,7 @@ impl Default for Timings {
             body_read: Duration::from_secs(30),
             write_progress: Duration::from_secs(30),
             drain: Duration::from_secs(30),
+            stored: Duration::from_secs(3600),
             canary: Duration::from_millis(500),
         }
     }
@@ -173,6 +183,8 @@ impl Config {
             max_model_len: None,
             local_prefill: LocalPrefill::Auto,
             protocol: Protocol::OpenAi,
+            tool_call_parser: ToolFlag::Auto,
+            reasoning_parser: ReasoningFlag::Auto,
             access: Access::default(),
             trust_request_chat_template: false,
             server_info: false,
@@ -206,9 +218,12 @@ impl Config {
         if args.use_openai == 0 {
             config.protocol = Protocol::Plain { delimiter: args.generate_delimiter };
         }
+        config.tool_call_parser = args.tool_call_parser;
+        config.reasoning_parser = args.reasoning_parser;
         config.server_info = args.server_info;
         config.trust_request_chat_template = args.trust_request_chat_template;
         config.bounds.requests = args.max_concurrent_requests as usize;
+        config.bounds.stored_answers = args.max_stored_responses as usize;
         config.bounds.waiting = args.max_waiting_requests as usize;
         config.timings.wait = Duration::from_secs(args.max_wait);
         Ok(config)
@@ -345,10 +360,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("keys");
         std::fs::write(&file, "# team a\nsecret-3\n\n  secret-4  \n").unwrap();
-        let flags = ["--api-key", "secret-1", "--api-key=secret-2", &format!("--api-key-file={}", file.display())];
+        let flags =
+            ["--api-key", "secret-1,secret-1b", "--api-key=secret-2", &format!("--api-key-file={}", file.display())];
         let config = config(&flags).unwrap();
         let keys: Vec<_> = config.access.keys.iter().map(|key| key.secret()).collect();
-        assert_eq!(keys, ["secret-1", "secret-2", "secret-3", "secret-4"]);
+        assert_eq!(keys, ["secret-1", "secret-1b", "secret-2", "secret-3", "secret-4"]);
         assert!(!format!("{config:?}").contains("secret-"), "{config:?}");
         std::fs::write(&file, "# none\n").unwrap();
         let empty = super::tests::config(&[&format!("--api-key-file={}", file.display())]).unwrap_err();

@@ -19,6 +19,7 @@ mod output;
 mod pairing;
 mod request;
 mod server;
+mod stored;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,10 +37,11 @@ use tracing::info;
 use crate::admission::Admission;
 use crate::answer::Style;
 use crate::cluster::Cluster;
-use crate::http::{Api, Keys};
+use crate::http::{Api, Dialect, Keys};
+use crate::stored::Stored;
 
 pub use access::{Access, ApiKey};
-pub use args::{Args, Delimiter, LocalPrefill};
+pub use args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
 pub use config::{Bounds, Config, ConfigError, Protocol, Target, Timings};
 pub use proto::SECRET_VARIABLE;
 
@@ -102,6 +104,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         cluster,
         admission: Arc::new(Admission::new(&config.bounds)),
         grammars: Grammars::new(tokenizer.clone()),
+        stored: Stored::new(config.bounds.stored_answers, config.bounds.stored_bytes, config.timings.stored),
+        dialect: Dialect::new(config.tool_call_parser, config.reasoning_parser, template.as_ref()),
         tokenizer,
         template,
         trust_request_chat_template: config.trust_request_chat_template,

@@ -27,6 +27,7 @@ fn rows() -> Vec<(&'static str, Value)> {
         "count": {"type": "integer", "minimum": 0, "maximum": 999},
     }, "required": ["title", "parts", "count"]});
     let mut rows = sampling_rows();
+    rows.extend(tool_rows());
     rows.extend([
         // What ends the text, and what of it is shown.
         (CHAT, json!({"ignore_eos": false, "max_tokens": 200})),
@@ -75,6 +76,33 @@ fn sampling_rows() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// Calls, insisted on and free; the arguments are long enough to be cut in the middle.
+fn tool_rows() -> Vec<(&'static str, Value)> {
+    let parameters = json!({"type": "object", "$defs": {"step": {"enum": ["prefill", "hand-over", "decode"]}}, "properties": {
+        "steps": {"type": "array", "minItems": 8, "maxItems": 12, "items": {"$ref": "#/$defs/step"}},
+        "note": {"type": "string", "minLength": 20, "maxLength": 40},
+    }, "required": ["steps", "note"]});
+    let flat = |name: &str| json!({"type": "function", "name": name, "parameters": parameters});
+    let nested = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let tools = json!([nested("plan"), nested("draw")]);
+    let named = json!({"type": "function", "function": {"name": "draw"}});
+    vec![
+        (CHAT, json!({"tools": tools, "ignore_eos": false})),
+        (
+            CHAT,
+            json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false, "ignore_eos": false, "max_tokens": 400}),
+        ),
+        (
+            CHAT,
+            json!({"tools": tools, "tool_choice": named, "ignore_eos": false, "temperature": 1, "seed": 30, "n": 2}),
+        ),
+        (
+            RESPONSES,
+            json!({"tools": [flat("plan")], "tool_choice": "required", "max_output_tokens": 400, "temperature": 0}),
+        ),
+    ]
+}
+
 fn body(path: &str, more: &Value) -> Value {
     let mut body = match path {
         CHAT => json!({"messages": [{"role": "user", "content": QUESTION}]}),
@@ -97,14 +125,22 @@ async fn answer(client: &Client, path: &str, more: &Value) -> (Value, u64) {
     assert_eq!(reply.status, 200, "{path} {more}: {answer}");
     let details = ["/usage/prompt_tokens_details", "/usage/input_tokens_details"];
     let cached = details.iter().find_map(|details| answer.pointer(details)?["cached_tokens"].as_u64()).unwrap_or(0);
-    for name in
-        ["id", "created", "created_at", "usage/prompt_tokens_details", "usage/input_tokens_details", "output/0/id"]
-    {
-        let (holder, name) = name.rsplit_once('/').map_or(("", name), |(holder, name)| (holder, name));
-        let holder = if holder.is_empty() { Some(&mut answer) } else { answer.pointer_mut(&format!("/{holder}")) };
-        holder.and_then(Value::as_object_mut).map(|holder| holder.remove(name));
-    }
+    forget(&mut answer);
     (answer, cached)
+}
+
+/// Drops what says when and how an answer was made, wherever it stands.
+fn forget(answer: &mut Value) {
+    const NAMES: [&str; 6] =
+        ["id", "call_id", "created", "created_at", "prompt_tokens_details", "input_tokens_details"];
+    match answer {
+        Value::Object(entries) => {
+            entries.retain(|name, _| !NAMES.contains(&name.as_str()));
+            entries.values_mut().for_each(forget);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget),
+        _ => {}
+    }
 }
 
 /// All rows at once; the first that differs from what is expected fails by name. Returns the cached tokens of all.

@@ -234,3 +234,41 @@ async fn f5_schema_guided_streams_survive_a_killed_decode_instance() {
     let resumed: f64 = retries.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
     assert!(resumed > 0.0, "no stream was on the instance that died");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_insisted_on_have_valid_arguments() {
+    let model = random_model();
+    let cluster = ProcessCluster::up(PDSERVE, &["--model", &model.path().to_string_lossy()]);
+    let client = cluster.client();
+    let schema = json!({"type": "object", "$defs": {"place": {"enum": ["Paris", "Rome"]}}, "properties": {
+        "places": {"type": "array", "items": {"$ref": "#/$defs/place"}, "minItems": 1, "maxItems": 3},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    }, "required": ["places", "days"], "additionalProperties": false});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    let tools = json!([tool("travel"), tool("stay"), {"type": "function", "function": {"name": "wait"}}]);
+    let named = json!({"type": "function", "function": {"name": "stay"}});
+    for (choice, finish) in [(json!("required"), "tool_calls"), (named, "stop")] {
+        let more =
+            json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false, "temperature": 1, "seed": 5});
+        let reply = client.post(CHAT, &chat("Where to?", more)).await.body;
+        let answer = &reply["choices"][0];
+        assert_eq!(
+            (&answer["finish_reason"], &answer["message"]["content"]),
+            (&json!(finish), &Value::Null),
+            "{reply}"
+        );
+        let calls = answer["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!(calls.len(), 1, "{reply}");
+        let (name, arguments) = (&calls[0]["function"]["name"], calls[0]["function"]["arguments"].as_str().unwrap());
+        match name.as_str().unwrap() {
+            "wait" => assert_eq!(arguments, "{}"),
+            "travel" | "stay" => assert_valid(&schema, arguments),
+            other => panic!("{other}"),
+        }
+        assert!(finish == "tool_calls" || name == "stay");
+    }
+    let bad = json!({"type": "object", "properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}}, "required": ["a"]});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": bad}}]);
+    let reply = client.post(CHAT, &chat("x", json!({"tools": tools, "tool_choice": "required"}))).await;
+    assert_eq!((reply.status, &reply.body["error"]["param"]), (400, &json!("tools")), "{}", reply.body);
+}

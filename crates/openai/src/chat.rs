@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::check::{Fields, at_most, check_text, wrong};
 use crate::error::Shown;
 use crate::json::{self, parse_object};
+use crate::tools::{Form, Tools, check_name};
 use crate::{ApiError, Bounds, Endpoint, Generation};
 
 /// Template variables that `chat_template_kwargs` may not replace.
@@ -34,6 +35,10 @@ pub struct ValidChat {
     pub conversation: Conversation,
     /// Answer with the last message's text in front, if that is the assistant's.
     pub echo: bool,
+    /// `None`: the answer is text, whatever it looks like.
+    pub tools: Option<Tools>,
+    /// Show what the model thinks before it answers.
+    pub include_reasoning: bool,
 }
 
 /// What the chat template makes a prompt of.
@@ -73,8 +78,15 @@ impl ChatRequest {
         let fields = Fields::check(&self.fields, Endpoint::Chat, bounds)?;
         let mut generation = Generation::read(&fields, bounds)?;
         generation.template.logprobs = read_logprobs(&fields)?;
-        let conversation = Conversation::read(&fields, read_tools(&fields, bounds)?, bounds)?;
-        Ok(ValidChat { generation, conversation, echo: fields.bool("echo").unwrap_or(false) })
+        let (tools, shown) = Tools::read(&fields, Form::Nested, bounds)?;
+        tools.iter().try_for_each(|tools| tools.enforce(&mut generation, bounds))?;
+        Ok(ValidChat {
+            generation,
+            conversation: Conversation::read(&fields, shown, bounds)?,
+            echo: fields.bool("echo").unwrap_or(false),
+            tools,
+            include_reasoning: fields.bool("include_reasoning").unwrap_or(true),
+        })
     }
 }
 
@@ -136,6 +148,10 @@ fn read_message(place: &str, item: &Value, bounds: &Bounds) -> Result<ChatMessag
     let mut extra = entries.clone();
     extra.retain(|key, value| key != "role" && key != "content" && !value.is_null());
     read_tool_calls(place, &mut extra, bounds)?;
+    // Two words for the same; templates know the older one.
+    if let Some(reasoning) = extra.get("reasoning").filter(|_| !extra.contains_key("reasoning_content")).cloned() {
+        extra.insert("reasoning_content".to_owned(), reasoning);
+    }
     Ok(ChatMessage { role: role.to_owned(), content, extra })
 }
 
@@ -168,15 +184,18 @@ fn read_part<'a>(place: &str, part: &'a Value) -> Result<&'a str, ApiError> {
 /// Templates write arguments as JSON themselves, so the JSON text of a call becomes an object here.
 fn read_tool_calls(place: &str, extra: &mut Map<String, Value>, bounds: &Bounds) -> Result<(), ApiError> {
     let Some(value) = extra.get_mut("tool_calls") else { return Ok(()) };
-    let Value::Array(calls) = value else { return Err(wrong(&format!("{place}.tool_calls"), "a list", value)) };
-    at_most(&format!("{place}.tool_calls"), "entries", calls.len(), bounds.tools)?;
+    let place = format!("{place}.tool_calls");
+    let Value::Array(calls) = value else { return Err(wrong(&place, "a list", value)) };
+    at_most(&place, "entries", calls.len(), bounds.tools)?;
     for (at, call) in calls.iter_mut().enumerate() {
-        let Some(Value::String(text)) = call.pointer("/function/arguments") else { continue };
-        let param = format!("{place}.tool_calls[{at}].function.arguments");
-        let arguments = json::parse(text.as_bytes(), bounds)
-            .map_err(|error| ApiError::bad_field(&param, format!("{param}: {error}")))?;
-        if let Some(slot) = call.pointer_mut("/function/arguments") {
-            *slot = arguments;
+        let place = format!("{place}[{at}].function");
+        let Some(Value::Object(function)) = call.get_mut("function") else {
+            return Err(wrong(&place, "an object", call.get("function").unwrap_or(&Value::Null)));
+        };
+        check_name(&format!("{place}.name"), function.get("name").unwrap_or(&Value::Null), bounds)?;
+        let arguments = function.entry("arguments").or_insert(Value::Null);
+        if let Some(object) = read_arguments(&format!("{place}.arguments"), arguments, bounds)? {
+            *arguments = object;
         }
     }
     if calls.is_empty() {
@@ -185,28 +204,21 @@ fn read_tool_calls(place: &str, extra: &mut Map<String, Value>, bounds: &Bounds)
     Ok(())
 }
 
-/// Tools are shown to the model only when it may not call them, since calls are not parsed yet.
-fn read_tools(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<Value>, ApiError> {
-    let tools = list_tools(fields, bounds)?;
-    let choice = fields.get("tool_choice");
-    match (tools, choice.and_then(Value::as_str)) {
-        (Some(tools), Some("none")) => Ok(Some(tools)),
-        (Some(_), _) => Err(ApiError::not_supported("tools", "calling tools (tool_choice other than \"none\")")),
-        (None, Some("none" | "auto")) => Ok(None),
-        (None, _) if choice.is_some() => Err(ApiError::bad_field("tool_choice", "tool_choice needs tools")),
-        (None, _) => Ok(None),
+/// The object of arguments written as JSON text; `None` if they are one already. Nothing at all is an empty one.
+pub(crate) fn read_arguments(place: &str, value: &Value, bounds: &Bounds) -> Result<Option<Value>, ApiError> {
+    let text = match value {
+        Value::Object(_) => return Ok(None),
+        Value::Null => "",
+        Value::String(text) => text.trim(),
+        _ => return Err(wrong(place, "a string that holds a JSON object", value)),
+    };
+    let text = if text.is_empty() { "{}" } else { text };
+    let object = json::parse(text.as_bytes(), bounds)
+        .map_err(|error| ApiError::bad_field(place, format!("{place}: {error}")))?;
+    match object.is_object() {
+        true => Ok(Some(object)),
+        false => Err(wrong(place, "a string that holds a JSON object", &object)),
     }
-}
-
-/// A list of tools as the template will see it.
-pub(crate) fn list_tools(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<Value>, ApiError> {
-    let Some(tools) = fields.list("tools", bounds.tools)? else { return Ok(None) };
-    if tools.is_empty() {
-        return Err(ApiError::bad_field("tools", "tools must not be empty; leave it out instead"));
-    }
-    let tools = Value::from(tools);
-    at_most("tools", "bytes", tools.to_string().len(), bounds.tools_bytes)?;
-    Ok(Some(tools))
 }
 
 fn read_template(fields: &Fields<'_>, bounds: &Bounds) -> Result<Option<String>, ApiError> {

@@ -107,14 +107,25 @@ const MESSAGES: Kind = structured(
     r#"{"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role"]}}"#,
 );
 const INPUT: Kind = structured(
-    r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"type": {"const": "message"}, "role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role", "content"]}}]}"#,
+    r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "object", "properties": {"type": {"const": "message"}, "role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role", "content"]}, {"type": "object", "properties": {"type": {"const": "function_call"}, "call_id": {"type": "string"}, "name": {"type": "string"}, "arguments": {"type": "string"}}, "required": ["type", "call_id", "name", "arguments"]}, {"type": "object", "properties": {"type": {"const": "function_call_output"}, "call_id": {"type": "string"}, "output": {"type": "string"}}, "required": ["type", "call_id", "output"]}]}}]}"#,
 );
 const SIDE: Kind = structured(r#"{"enum": ["left", "right"]}"#);
 const BIASES: Kind = structured(r#"{"type": "object", "additionalProperties": {"type": "number"}}"#);
 const STREAM_OPTIONS: Kind = structured(
     r#"{"type": "object", "properties": {"include_usage": {"type": "boolean", "default": false}, "continuous_usage_stats": {"type": "boolean", "default": false}}}"#,
 );
-const TOOL_CHOICE: Kind = structured(r#"{"anyOf": [{"type": "string"}, {"type": "object"}]}"#);
+const TOOLS: Kind = structured(
+    r#"{"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"type": {"const": "function"}, "function": {"type": "object", "properties": {"name": {"type": "string"}, "description": {"type": "string"}, "parameters": {"type": "object"}, "strict": {"type": "boolean"}}, "required": ["name"]}}, "required": ["type", "function"]}}"#,
+);
+const TOOL_CHOICE: Kind = structured(
+    r#"{"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object", "properties": {"type": {"const": "function"}, "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}}, "required": ["type", "function"]}]}"#,
+);
+const FLAT_TOOLS: Kind = structured(
+    r#"{"type": "array", "items": {"type": "object", "properties": {"type": {"const": "function"}, "name": {"type": "string"}, "description": {"type": "string"}, "parameters": {"type": "object"}, "strict": {"type": "boolean"}}, "required": ["type", "name"]}}"#,
+);
+const FLAT_TOOL_CHOICE: Kind = structured(
+    r#"{"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object", "properties": {"type": {"const": "function"}, "name": {"type": "string"}}, "required": ["type", "name"]}]}"#,
+);
 
 const TEXTS: Kind = structured(r#"{"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}"#);
 const SCHEMA: Kind = structured(r#"{"anyOf": [{"type": "object"}, {"type": "string"}]}"#);
@@ -157,9 +168,6 @@ fn is_true(value: &Value) -> bool {
 fn is_disabled(value: &Value) -> bool {
     value == "disabled"
 }
-fn is_empty_list(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
-}
 fn equals<const WHOLE: i64>(value: &Value) -> bool {
     value.as_f64() == Some(WHOLE as f64)
 }
@@ -176,10 +184,10 @@ pub static FIELDS: &[Field] = &[
     field("tokens", &[Detokenize], IDS, "list of token ids"),
     field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs").or("false"),
     field("messages", HT, MESSAGES, "the conversation; content is a string or a list of text parts"),
-    field("input", R, INPUT, "string, or a list of messages; content is a string or a list of text parts"),
+    field("input", R, INPUT, "string, or a list of items: messages, function_call, function_call_output, reasoning"),
     field("instructions", R, STRING, "a system message in front of the input"),
     field("text", R, TEXT_FORMAT, "format: text, json_object or json_schema; the schema always holds, strict or not"),
-    field("tool_choice", R, TOOL_CHOICE, "auto or none"),
+    field("previous_response_id", R, NAME, "go on from a stored answer"),
     field("add_special_tokens", C, Kind::Bool, "let the tokenizer add BOS").or("true"),
     field("add_special_tokens", H, Kind::Bool, "let the tokenizer add BOS").or("false"),
     field("add_special_tokens", &[Tokenize], Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
@@ -191,8 +199,12 @@ pub static FIELDS: &[Field] = &[
     field("chat_template_kwargs", HT, OBJECT, "further variables of the chat template"),
     field("documents", HT, OBJECTS, "passed to the chat template"),
     field("tools", &[Tokenize], OBJECTS, "passed to the chat template"),
-    field("tools", H, OBJECTS, "passed to the chat template; needs tool_choice none for now"),
-    field("tool_choice", H, TOOL_CHOICE, "none; others need tool parsing"),
+    field("tools", H, TOOLS, "functions that the model may call; shown to it by the chat template"),
+    field("tool_choice", H, TOOL_CHOICE, "none: answer with text; auto: call or not, the default with tools; required: call; or the name of the function to call"),
+    field("tools", R, FLAT_TOOLS, "functions that the model may call"),
+    field("tool_choice", R, FLAT_TOOL_CHOICE, "none, auto, required, or the name of the function to call"),
+    field("parallel_tool_calls", HR, Kind::Bool, "false: at most one call in an answer").or("true"),
+    field("include_reasoning", H, Kind::Bool, "show what the model thinks before it answers").or("true"),
     field("echo", C, Kind::Bool, "answer with the prompt's text in front").or("false"),
     field("echo", H, Kind::Bool, "answer with the last message in front if it is the assistant's").or("false"),
     // How long.
@@ -239,18 +251,17 @@ pub static FIELDS: &[Field] = &[
     field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids").or("false"),
     field("request_id", CHR, STRING, "becomes part of id; default random"),
     field("cache_salt", CHR, STRING, "prompts share cached KV only under an equal salt"),
+    field("store", R, Kind::Bool, "keep the answer for a while, so that it can be read again and gone on from").or("true"),
+    field("metadata", R, OBJECT, "repeated in the answer"),
     // Accepted without effect.
     field("logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("prompt_logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("user", CHR, Kind::Accepted, "ignored"),
-    field("store", R, Kind::Accepted, "ignored: answers are not stored"),
-    field("metadata", R, Kind::Accepted, "ignored"),
     field("reasoning", R, Kind::Accepted, "ignored"),
     field("include", R, Kind::Accepted, "ignored"),
     field("spaces_between_special_tokens", CHG, Kind::Accepted, "no effect with fast tokenizers"),
     field("guided_decoding_backend", BOTH, Kind::Accepted, "ignored"),
     field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored: JSON is spaced by nothing, a space, or a line break with its indentation"),
-    field("parallel_tool_calls", HR, Kind::Accepted, "ignored"),
     field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
     // Refused until built.
     field("use_beam_search", CHG, not_yet(is_false, "beam search"), ""),
@@ -258,11 +269,9 @@ pub static FIELDS: &[Field] = &[
     field("early_stopping", CHG, not_yet(is_false, "beam search"), "false only"),
     field("prompt_logprobs", BOTH, not_yet(never, "reporting the prompt's logprobs"), ""),
     field("detokenize", G, not_yet(is_true, "an answer without text"), "true only"),
-    field("previous_response_id", R, not_yet(never, "going on from a stored answer"), "send the conversation as input"),
     field("background", R, not_yet(is_false, "answering in the background"), "false only"),
     field("truncation", R, not_yet(is_disabled, "dropping the middle of a conversation"), "disabled only"),
     field("top_logprobs", R, not_yet(equals::<0>, "logprobs"), "0 only"),
-    field("tools", R, not_yet(is_empty_list, "calling tools"), "empty only"),
     field("suffix", C, not_yet(never, "text insertion"), ""),
 ];
 

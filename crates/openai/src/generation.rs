@@ -163,6 +163,11 @@ impl Generation {
         Ok(SamplingParams { seed: self.seed.unwrap_or(fresh_seed), max_tokens, grammar, ..self.template.clone() })
     }
 
+    /// Whether the whole output is held to a grammar.
+    pub fn is_constrained(&self) -> bool {
+        self.structured.is_some()
+    }
+
     /// Whether tokens' logprobs go into the answer.
     pub fn wants_logprobs(&self) -> bool {
         self.template.logprobs.is_some()

@@ -16,11 +16,13 @@ mod json;
 mod logprobs;
 mod models;
 mod openapi;
+mod part;
 mod response;
 mod responses;
 mod stream;
 mod structured;
 mod tokenize;
+mod tools;
 
 pub use bounds::{Bound, Bounds};
 pub use chat::{ChatMessage, ChatRequest, Conversation, ValidChat};
@@ -32,11 +34,13 @@ pub use generation::{Generation, ModelFacts, StreamOptions};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
 pub use models::{ModelCard, ModelList};
 pub use openapi::openapi;
+pub use part::ChatPart;
 pub use response::{ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Finish, Head, StopReason, Usage};
 pub use responses::{Repeated, Responding, ResponsesRequest};
 pub use stream::{ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
 pub use structured::Structured;
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, Source, TokenizeRequest, TokenizeResponse};
+pub use tools::{ToolChoice, Tools};
 
 #[cfg(test)]
 mod tests;

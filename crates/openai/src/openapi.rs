@@ -33,7 +33,7 @@ const OPERATIONS: &[Operation] = &[
         endpoint: Endpoint::Responses,
         path: "/v1/responses",
         schema: "ResponsesRequest",
-        summary: "Answer an input; text only, nothing is stored",
+        summary: "Answer items with items; kept for a while",
         required: &["input"],
     },
     Operation {
@@ -84,7 +84,7 @@ pub fn openapi(version: &str, bounds: &Bounds) -> Value {
     json!({
         "openapi": "3.1.0",
         "info": { "title": "pdserve", "version": version },
-        "paths": operations.chain(pages).collect::<Map<_, _>>(),
+        "paths": operations.chain(pages).chain([stored()]).collect::<Map<_, _>>(),
         "security": [{}, { "key": [] }],
         "components": {
             "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
@@ -112,6 +112,20 @@ fn post(operation: &Operation) -> Value {
         "requestBody": { "required": true, "content": { "application/json": { "schema": reference } } },
         "responses": responses,
     })
+}
+
+/// An answer of `/v1/responses` that was kept.
+fn stored() -> (String, Value) {
+    let id = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }]);
+    let method = |summary: &str| {
+        json!({ "summary": summary, "parameters": id, "responses": {
+            "200": { "description": summary },
+            "401": refused(ErrorKind::Unauthorized),
+            "404": refused(ErrorKind::NotFound),
+        } })
+    };
+    let path = json!({ "get": method("A kept answer"), "delete": method("Forget a kept answer") });
+    ("/v1/responses/{id}".to_owned(), path)
 }
 
 fn refused(kind: ErrorKind) -> Value {

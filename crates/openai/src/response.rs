@@ -3,7 +3,8 @@
 use serde::Serialize;
 use types::TokenId;
 
-use crate::{ChatLogprobs, CompletionLogprobs};
+use crate::part::{Message, ToolCall};
+use crate::{ChatLogprobs, ChatPart, CompletionLogprobs};
 
 /// What every body and chunk of one request repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,9 @@ pub struct Usage {
     pub total_tokens: u64,
     pub completion_tokens: u64,
     pub prompt_tokens_details: PromptTokensDetails,
+    /// `None` for a model that does not think.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 /// Part of [`Usage`].
@@ -30,6 +34,13 @@ pub struct Usage {
 pub struct PromptTokensDetails {
     /// Prompt tokens whose KV was already there.
     pub cached_tokens: u64,
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct CompletionTokensDetails {
+    /// Tokens of what the model thought before it answered.
+    pub reasoning_tokens: u64,
 }
 
 /// Why a choice ended, in the words of the interface.
@@ -102,9 +113,14 @@ pub struct ChatChoice {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct AnswerMessage {
     role: &'static str,
-    content: String,
+    /// `None` beside calls, or when the model thought to the end.
+    content: Option<String>,
     refusal: Option<()>,
-    reasoning: Option<()>,
+    reasoning: Option<String>,
+    /// The same under its older name.
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 impl Usage {
@@ -115,7 +131,14 @@ impl Usage {
             total_tokens,
             completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: None,
         }
+    }
+
+    /// For a model that thinks.
+    pub fn with_reasoning(mut self, reasoning_tokens: u64) -> Self {
+        self.completion_tokens_details = Some(CompletionTokensDetails { reasoning_tokens });
+        self
     }
 }
 
@@ -135,6 +158,10 @@ impl Finish {
     /// `max_tokens` or the context's end.
     pub fn length() -> Self {
         Self { reason: "length", stop: None }
+    }
+    /// The model's own end, after calls that the client is to make.
+    pub fn tool_calls() -> Self {
+        Self { reason: "tool_calls", stop: None }
     }
     /// Ended by us before its time.
     pub fn abort() -> Self {
@@ -202,8 +229,18 @@ impl ChatResponse {
 }
 
 impl ChatChoice {
-    pub fn new(index: u32, content: String, logprobs: Option<ChatLogprobs>, finish: Finish) -> Self {
-        let message = AnswerMessage { role: "assistant", content, refusal: None, reasoning: None };
+    pub fn new(index: u32, parts: Vec<ChatPart>, logprobs: Option<ChatLogprobs>, finish: Finish) -> Self {
+        let Message { reasoning, content, calls } = parts.into_iter().collect();
+        let thought = !reasoning.is_empty();
+        let silent = content.is_empty() && (thought || !calls.is_empty());
+        let message = AnswerMessage {
+            role: "assistant",
+            content: (!silent).then_some(content),
+            refusal: None,
+            reasoning: thought.then(|| reasoning.clone()),
+            reasoning_content: thought.then_some(reasoning),
+            tool_calls: calls,
+        };
         Self { index, message, logprobs, finish_reason: finish.reason, stop_reason: finish.stop, token_ids: None }
     }
     /// For `return_token_ids`.

@@ -1,13 +1,13 @@
 //! Answers that come in pieces: server-sent events in the order and with the keys that clients rely on.
 //!
-//! Chat: [`ChatChunk::role`] per choice, [`ChatChunk::content`]..., the last with a finish, [`ChatChunk::usage`] if asked, [`DONE`].
+//! Chat: [`ChatChunk::role`] per choice, [`ChatChunk::part`]..., the last with a finish, [`ChatChunk::usage`] if asked, [`DONE`].
 //! Completions: the same without roles. `choices` is empty in the usage chunk only.
 
 use serde::Serialize;
 use types::TokenId;
 
 use crate::response::{Finish, Head, StopReason, Usage};
-use crate::{ApiError, ChatLogprobs, CompletionLogprobs, TokenLogprob};
+use crate::{ApiError, ChatLogprobs, ChatPart, CompletionLogprobs, TokenLogprob};
 
 /// The event that ends a stream.
 pub const DONE: &str = "data: [DONE]\n\n";
@@ -96,12 +96,58 @@ struct ChatPiece<'a> {
     token_ids: Option<&'a [TokenId]>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
+    /// The same under its older name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// A call's head (id, type, name, no arguments), or more of its arguments.
+#[derive(Debug, Serialize)]
+struct CallDelta<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+impl<'a> Delta<'a> {
+    fn of(part: &'a ChatPart) -> Self {
+        match part {
+            ChatPart::Content(text) => Self { content: Some(text), ..Self::default() },
+            ChatPart::Reasoning(text) => {
+                Self { reasoning: Some(text), reasoning_content: Some(text), ..Self::default() }
+            }
+            ChatPart::Call { index, id, name } => {
+                let function = FunctionDelta { name: Some(name), arguments: "" };
+                let call = CallDelta { index: *index, id: Some(id), r#type: Some("function"), function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+            ChatPart::Arguments { index, text } => {
+                let function = FunctionDelta { name: None, arguments: text };
+                let call = CallDelta { index: *index, id: None, r#type: None, function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+        }
+    }
 }
 
 impl<'a> CompletionChunk<'a> {
@@ -133,19 +179,26 @@ impl<'a> CompletionChunk<'a> {
 impl<'a> ChatChunk<'a> {
     /// A choice's first chunk.
     pub fn role(head: &'a Head, index: u32, prompt_token_ids: Option<&'a [TokenId]>) -> Self {
-        let delta = Delta { role: Some("assistant"), content: Some("") };
+        let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
         let choice =
             ChatPiece { index, delta, logprobs: None, finish_reason: None, stop_reason: None, token_ids: None };
         Self { prompt_token_ids, ..Self::new(head, vec![choice]) }
     }
 
-    /// New text; `prompt_token_ids` of the piece is not looked at, it goes with the role.
-    pub fn content(head: &'a Head, piece: PieceOfText<'a>) -> Self {
-        // A last chunk without text has an empty delta, so that nobody counts it as a token.
-        let content = (piece.finish.is_none() || !piece.text.is_empty()).then_some(piece.text);
+    /// A part of the answer. Neither `text` nor `prompt_token_ids` of the piece is looked at.
+    pub fn part(head: &'a Head, part: &'a ChatPart, piece: PieceOfText<'a>) -> Self {
+        Self::delta(head, Delta::of(part), piece)
+    }
+
+    /// Tokens or an end without text: an empty delta, so that nobody counts it as text.
+    pub fn silent(head: &'a Head, piece: PieceOfText<'a>) -> Self {
+        Self::delta(head, Delta::default(), piece)
+    }
+
+    fn delta(head: &'a Head, delta: Delta<'a>, piece: PieceOfText<'a>) -> Self {
         let choice = ChatPiece {
             index: piece.index,
-            delta: Delta { role: None, content },
+            delta,
             logprobs: piece.logprobs.map(ChatLogprobs::new),
             finish_reason: piece.finish.map(Finish::reason),
             stop_reason: piece.finish.map(Finish::stop),

@@ -96,7 +96,7 @@ fn schema_entry(place: &str, holder: &Value, bounds: &Bounds) -> Result<Option<S
 }
 
 /// An object, or a string that holds one.
-fn json_schema(field: &str, value: &Value, bounds: &Bounds) -> Result<Option<Structured>, ApiError> {
+pub(crate) fn json_schema(field: &str, value: &Value, bounds: &Bounds) -> Result<Option<Structured>, ApiError> {
     let parsed;
     let schema = match value {
         Value::Object(_) => value,

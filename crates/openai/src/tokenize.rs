@@ -4,10 +4,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use types::TokenId;
 
-use crate::chat::list_tools;
 use crate::check::{Fields, token_id, wrong};
 use crate::generation::outside_vocabulary;
 use crate::json::parse_object;
+use crate::tools::{Form, list_tools};
 use crate::{ApiError, Bounds, Conversation, Endpoint, ModelFacts};
 
 /// What to make ids of.
@@ -92,7 +92,8 @@ fn read_source(fields: &Fields<'_>, bounds: &Bounds) -> Result<Source, ApiError>
         }),
         (Some(prompt), None) => Err(wrong("prompt", "a string", prompt)),
         (None, Some(_)) => {
-            let conversation = Conversation::read(fields, list_tools(fields, bounds)?, bounds)?;
+            let tools = list_tools(fields, Form::Nested, bounds)?.map(Value::from);
+            let conversation = Conversation::read(fields, tools, bounds)?;
             Ok(Source::Messages(Box::new(conversation)))
         }
         (Some(_), Some(_)) => Err(ApiError::bad_field("prompt", "send prompt or messages, not both")),

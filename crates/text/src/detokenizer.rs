@@ -2,6 +2,8 @@
 //!
 //! The pieces that `push` and `finish` return, joined, always equal the decoding of all ids at once.
 
+use std::sync::Arc;
+
 use types::TokenId;
 
 use crate::Tokenizer;
@@ -12,23 +14,31 @@ use crate::decoder::ChainState;
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are shown nevertheless.
+    shown: Arc<[TokenId]>,
     state: ChainState,
 }
 
 impl Detokenizer {
     /// For a text that starts with the first pushed token: the pieces join to `tokenizer.decode(ids)`.
     pub fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { state: tokenizer.start(false), tokenizer, skip_special }
+        Self { state: tokenizer.start(false), tokenizer, skip_special, shown: Arc::default() }
     }
 
     /// For the output after a prompt: as `new`, but the first word keeps its leading space, so that prompt and output join rightly.
     pub fn after_prompt(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { state: tokenizer.start(true), tokenizer, skip_special }
+        Self { state: tokenizer.start(true), tokenizer, skip_special, shown: Arc::default() }
+    }
+
+    /// Shows these special tokens even when others are skipped, because they mean something to who reads the text.
+    pub fn showing(self, shown: Arc<[TokenId]>) -> Self {
+        Self { shown, ..self }
     }
 
     /// The text that is certain now; often one word, sometimes empty, never half a character.
     pub fn push(&mut self, id: TokenId) -> String {
-        self.tokenizer.push(&mut self.state, id, self.skip_special)
+        let skip_special = self.skip_special && !self.shown.contains(&id);
+        self.tokenizer.push(&mut self.state, id, skip_special)
     }
 
     /// What was still held back; the stream is over.

@@ -13,10 +13,10 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja, escape_formatter};
 use serde_json::{Map, Value};
 
-use crate::Error;
 use crate::dialect::translate;
 use crate::python::{strftime, tojson};
 use crate::tokenizer::read_bounded;
+use crate::{Error, ReasoningFormat, ToolFormat};
 
 /// The largest `tokenizer_config.json` or template file that is read; Llama 3's has 50 kB, those with added-token lists a few MB.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -63,6 +63,8 @@ struct Compiled {
     /// Name of the one for requests with tools; often the same.
     with_tools: String,
     tokens: BTreeMap<&'static str, String>,
+    tool_format: Option<ToolFormat>,
+    reasoning_format: Option<ReasoningFormat>,
 }
 
 impl ChatTemplate {
@@ -94,8 +96,24 @@ impl ChatTemplate {
                 }
             })?;
         }
-        let (plain, with_tools) = (plain.place(), with_tools.place());
-        Ok(Some(Self(Arc::new(Compiled { environment, plain, with_tools, tokens: token_variables(&config) }))))
+        Ok(Some(Self(Arc::new(Compiled {
+            environment,
+            plain: plain.place(),
+            with_tools: with_tools.place(),
+            tokens: token_variables(&config),
+            tool_format: ToolFormat::of_template(&with_tools.source),
+            reasoning_format: ReasoningFormat::of_template(&plain.source),
+        }))))
+    }
+
+    /// How the model writes calls, as far as the template tells.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.0.tool_format
+    }
+
+    /// How the model writes thoughts, as far as the template tells.
+    pub fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        self.0.reasoning_format
     }
 
     /// A template that a request brought; the tokens that it may name are those of the model's own.
@@ -109,7 +127,10 @@ impl ChatTemplate {
             .add_template_owned(name.clone(), translate(source))
             .map_err(|error| Error::Render { place: place(&error, &name), reason: reason(&error) })?;
         let tokens = own.map(|own| own.0.tokens.clone()).unwrap_or_default();
-        Ok(Self(Arc::new(Compiled { environment, plain: name.clone(), with_tools: name, tokens })))
+        // How the model writes does not depend on who asks it.
+        let (tool_format, reasoning_format) = (own.and_then(Self::tool_format), own.and_then(Self::reasoning_format));
+        let plain = name.clone();
+        Ok(Self(Arc::new(Compiled { environment, plain, with_tools: name, tokens, tool_format, reasoning_format })))
     }
 
     /// The prompt text of a conversation.

@@ -7,13 +7,15 @@ use axum::body::Body;
 use axum::extract::State;
 use hyper::{Request, Response};
 use openai::{
-    ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatRequest, ChatResponse, Conversation, Finish, ValidChat,
+    ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatPart, ChatRequest, ChatResponse, Conversation, Finish,
+    ValidChat,
 };
-use text::{ChatTemplate, Message, RenderOptions};
+use text::{ChatTemplate, Message, ReasoningParser, RenderOptions};
 use tokio::time::Instant;
 use types::TokenId;
 
 use super::generate::{Generating, Order, answer, off_loop};
+use super::reading::Reading;
 use super::sse::{self, Shape};
 use super::{Api, Caller, json, unix_seconds};
 
@@ -26,24 +28,49 @@ pub(super) async fn create(
     answer(&api, started, stream, whole).await
 }
 
-/// The running request, and the text to repeat in front of the answers (empty without `echo`).
-async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, String), ApiError> {
+/// What the answer needs beside the running request.
+struct Answering {
+    /// The text to repeat in front of every choice; empty without `echo`.
+    echo: String,
+    /// Of a choice that has not begun.
+    reading: Reading,
+}
+
+/// A conversation's prompt.
+pub(super) struct Prompt {
+    pub(super) tokens: Vec<TokenId>,
+    /// Parts the thoughts of an answer from the rest, if the model has any.
+    pub(super) thoughts: Option<ReasoningParser>,
+}
+
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Answering), ApiError> {
     let arrived = Instant::now();
     let body = api.body(request).await?;
     let chat = ChatRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
     api.check_model(chat.generation.model.as_deref())?;
-    let ValidChat { generation, conversation, echo } = chat;
+    let ValidChat { generation, conversation, echo, tools, include_reasoning } = chat;
+    let reading = Reading::new(&api.dialect, tools.as_ref(), include_reasoning)?;
     let last = conversation.messages.last().filter(|last| echo && last.role == "assistant");
     let echo = last.and_then(|last| last.content.clone()).unwrap_or_default();
-    let prompt = prompt(api, body.len(), conversation).await?;
-    let order = Order { caller, kind: "chatcmpl-", generation, prompts: vec![prompt], after_prompt: false, arrived };
-    Ok((api.launch(order).await?, echo))
+    let Prompt { tokens, thoughts } = prompt(api, body.len(), conversation).await?;
+    let order = Order {
+        caller,
+        kind: "chatcmpl-",
+        // What is held to a grammar from its first token on has no room for thoughts.
+        reasoning: thoughts.filter(|_| !generation.is_constrained()),
+        shown: api.dialect.marks(&api.tokenizer, tools.is_some()),
+        generation,
+        prompts: vec![tokens],
+        after_prompt: false,
+        arrived,
+    };
+    Ok((api.launch(order).await?, Answering { echo, reading }))
 }
 
 /// The conversation in the words of a chat template, tokenised.
-pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Result<Vec<TokenId>, ApiError> {
+pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Result<Prompt, ApiError> {
     let template = template(api, chat.chat_template.as_deref())?;
-    let tokenizer = api.tokenizer.clone();
+    let (tokenizer, dialect) = (api.tokenizer.clone(), api.dialect.clone());
     let options = RenderOptions {
         add_generation_prompt: chat.add_generation_prompt,
         continue_final_message: chat.continue_final_message,
@@ -53,15 +80,17 @@ pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Resul
         now_unix: unix_seconds(),
     };
     let messages: Vec<Message> = chat.messages.into_iter().map(message).collect();
-    let tokens = off_loop(bytes, move || {
-        let text = template.render(&messages, &options).map_err(|error| ApiError::bad_request(error.to_string()))?;
-        tokenizer.encode(&text, chat.add_special_tokens).map_err(|error| ApiError::bad_request(error.to_string()))
+    let refused = |error: text::Error| ApiError::bad_request(error.to_string());
+    let prompt = off_loop(bytes, move || {
+        let text = template.render(&messages, &options).map_err(refused)?;
+        let tokens = tokenizer.encode(&text, chat.add_special_tokens).map_err(refused)?;
+        Ok(Prompt { tokens, thoughts: dialect.thoughts(&text) })
     });
-    let tokens = tokens.await?;
-    if tokens.is_empty() {
+    let prompt = prompt.await?;
+    if prompt.tokens.is_empty() {
         return Err(ApiError::bad_field("messages", "the conversation renders to an empty prompt"));
     }
-    Ok(tokens)
+    Ok(prompt)
 }
 
 /// The model's own template, or the request's where the operator lets it bring one.
@@ -82,20 +111,20 @@ fn message(message: ChatMessage) -> Message {
     Message { role: message.role, content: message.content, extra: message.extra }
 }
 
-async fn stream(generating: Generating, echo: String) -> Result<Response<Body>, ApiError> {
-    sse::respond(generating, Shape::Chat { echo }).await
+async fn stream(generating: Generating, answering: Answering) -> Result<Response<Body>, ApiError> {
+    let Answering { echo, reading } = answering;
+    let readings = vec![reading; generating.n as usize];
+    sse::respond(generating, Shape::Chat { echo, readings }).await
 }
 
 /// The answer in one body.
-async fn whole(mut generating: Generating, echo: String) -> Result<Response<Body>, ApiError> {
-    let choices = generating.collect().await?.into_iter().map(|piece| {
+async fn whole(mut generating: Generating, answering: Answering) -> Result<Response<Body>, ApiError> {
+    let Answering { echo, reading } = answering;
+    let choices = generating.collect().await?.into_iter().map(|mut piece| {
         let logprobs = generating.logprobs.then(|| ChatLogprobs::new(&piece.logprobs));
-        let choice = ChatChoice::new(
-            piece.index,
-            format!("{echo}{}", piece.text),
-            logprobs,
-            piece.finish.unwrap_or_else(Finish::abort),
-        );
+        let mut parts = vec![ChatPart::Content(echo.clone())];
+        parts.extend(reading.clone().read(&mut piece));
+        let choice = ChatChoice::new(piece.index, parts, logprobs, piece.finish.unwrap_or_else(Finish::abort));
         if generating.token_ids { choice.with_token_ids(piece.token_ids) } else { choice }
     });
     let mut response = ChatResponse::new(&generating.head, choices.collect(), generating.usage());

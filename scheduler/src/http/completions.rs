@@ -43,7 +43,16 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     })
     .await?;
     let echo: Vec<String> = if echo { texts } else { Vec::new() };
-    let order = Order { caller, kind: "cmpl-", generation, prompts, after_prompt: true, arrived };
+    let order = Order {
+        caller,
+        kind: "cmpl-",
+        generation,
+        prompts,
+        after_prompt: true,
+        reasoning: None,
+        shown: Arc::default(),
+        arrived,
+    };
     Ok((api.launch(order).await?, echo))
 }
 

@@ -11,7 +11,7 @@ use hyper::Response;
 use kv::ChainRoot;
 use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, StreamOptions, Structured, Usage};
 use telemetry::Outcome;
-use text::{GrammarError, Tokenizer};
+use text::{GrammarError, ReasoningParser, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use types::{RequestId, SamplingParams, TokenId};
@@ -34,6 +34,10 @@ pub(super) struct Order {
     pub(super) prompts: Vec<Vec<TokenId>>,
     /// The answer's text continues the prompt's.
     pub(super) after_prompt: bool,
+    /// Parts what the model thinks from its answer.
+    pub(super) reasoning: Option<ReasoningParser>,
+    /// Special tokens that are text all the same.
+    pub(super) shown: Arc<[TokenId]>,
     pub(super) arrived: Instant,
 }
 
@@ -52,6 +56,8 @@ pub(super) struct Generating {
     pub(super) token_ids: bool,
     pub(super) logprobs: bool,
     completion_tokens: u64,
+    /// `None` where the model does not think.
+    reasoning_tokens: Option<u64>,
     ending: Ending,
     _permit: OwnedSemaphorePermit,
     _permit_of_key: Option<OwnedSemaphorePermit>,
@@ -80,7 +86,7 @@ impl Api {
         if let Some(structured) = &order.generation.structured {
             self.check_grammar(structured).await?;
         }
-        let Order { caller, kind, generation, .. } = order;
+        let Order { caller, kind, generation, .. } = &order;
         self.metrics().admitted(generation.n);
         let generating = Generating {
             head: Head {
@@ -96,6 +102,7 @@ impl Api {
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
             completion_tokens: 0,
+            reasoning_tokens: order.reasoning.is_some().then_some(0),
             reader: self.spawn(requests),
             ending: Ending { api: self.clone(), outcome: Outcome::Cancelled },
             _permit: permit,
@@ -125,6 +132,8 @@ impl Api {
         let style = Style {
             tokenizer: self.tokenizer.clone(),
             skip_special: generation.skip_special_tokens,
+            shown: order.shown.clone(),
+            reasoning: order.reasoning.clone(),
             stop: generation.stop.clone(),
             include_stop: generation.include_stop_str_in_output,
             after_prompt: order.after_prompt,
@@ -199,6 +208,7 @@ impl Generating {
         match self.reader.next().await {
             Item::Piece(piece) => {
                 self.completion_tokens += u64::from(piece.tokens);
+                self.reasoning_tokens = self.reasoning_tokens.map(|tokens| tokens + u64::from(piece.reasoning_tokens));
                 Ok(Some(piece))
             }
             Item::End(Ok(())) => {
@@ -240,7 +250,8 @@ impl Generating {
     /// So far.
     pub(super) fn usage(&self) -> Usage {
         let prompt: u64 = self.prompts.iter().map(|prompt| prompt.len() as u64).sum();
-        Usage::new(prompt, self.completion_tokens, self.reader.cached_tokens().min(prompt))
+        let usage = Usage::new(prompt, self.completion_tokens, self.reader.cached_tokens().min(prompt));
+        self.reasoning_tokens.map_or(usage, |tokens| usage.with_reasoning(tokens))
     }
 
     /// The prompt that a choice answers.

@@ -122,6 +122,11 @@ impl Key {
         self.permits.clone().try_acquire_owned().map_err(|_| ApiError::overloaded(message(), 1))
     }
 
+    /// Tells this key from others; not the key itself.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
     /// What keeps this key's prefixes apart from those of others.
     pub(super) fn salt(&self) -> Option<&[u8; 32]> {
         self.salt.as_ref()

@@ -8,6 +8,7 @@ mod generate;
 mod keys;
 mod models;
 mod plain;
+mod reading;
 mod responses;
 mod sse;
 mod status;
@@ -37,9 +38,11 @@ use tracing::error;
 use crate::admission::Admission;
 use crate::cluster::Cluster;
 use crate::config::{Bounds, Protocol};
+use crate::stored::Stored;
 
 use keys::Key;
 pub(crate) use keys::Keys;
+pub(crate) use reading::Dialect;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -52,6 +55,8 @@ pub(crate) struct Api {
     pub(crate) template: Option<ChatTemplate>,
     /// Requests may bring a template of their own.
     pub(crate) trust_request_chat_template: bool,
+    pub(crate) dialect: Dialect,
+    pub(crate) stored: Stored,
     pub(crate) served_names: Vec<String>,
     /// From the flags and config.json; the workers' word is added when they are there.
     pub(crate) model_len_max: Option<u32>,
@@ -119,6 +124,7 @@ fn openai_routes() -> axum::Router<Arc<Api>> {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/ping", get(status::health).post(status::health))

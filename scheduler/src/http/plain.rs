@@ -45,7 +45,16 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     let (tokens, prompt) = off_loop(body.len(), tokenise).await?;
     let texts = Texts { texts: vec![prompt; generation.n as usize], delimiter: delimiter(api.protocol) };
     let prompts = vec![tokens];
-    let order = Order { caller, kind: "generate-", generation, prompts, after_prompt: true, arrived };
+    let order = Order {
+        caller,
+        kind: "generate-",
+        generation,
+        prompts,
+        after_prompt: true,
+        reasoning: None,
+        shown: Arc::default(),
+        arrived,
+    };
     Ok((api.launch(order).await?, texts))
 }
 

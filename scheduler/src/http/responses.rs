@@ -1,18 +1,23 @@
-//! `POST /v1/responses`: text in, one message out, whole or as named events.
+//! `/v1/responses`: items in, items out, whole or as named events; kept for a while, so that clients can go on from an answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use bytes::Bytes;
 use hyper::{Request, Response};
-use openai::{ApiError, Responding, ResponsesRequest};
+use openai::{ApiError, ChatMessage, ErrorKind, Responding, ResponsesRequest};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::chat::Prompt;
 use super::generate::{Generating, Order, answer};
-use super::{Api, Caller, chat, json, sse};
+use super::reading::Reading;
+use super::{Api, Caller, chat, error, json as json_body, sse};
+use crate::answer::Piece;
+use crate::stored::{Answer, Name};
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
@@ -23,43 +28,133 @@ pub(super) async fn create(
     answer(&api, started, stream, whole).await
 }
 
-async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Responding), ApiError> {
-    let arrived = Instant::now();
-    let body = api.body(request).await?;
-    let ResponsesRequest { generation, conversation, repeated } = ResponsesRequest::read(&body, &api.bounds.request)?;
-    api.check_model(generation.model.as_deref())?;
-    let prompts = vec![chat::prompt(api, body.len(), conversation).await?];
-    let order = Order { caller, kind: "resp_", generation, prompts, after_prompt: false, arrived };
-    let generating = api.launch(order).await?;
-    let responding = Responding::new(generating.head.clone(), repeated);
-    Ok((generating, responding))
+/// The answer of this id, if it is this caller's and still there.
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Response<Body> {
+    match stored(&api, &caller, &id) {
+        Ok(answer) => json_body(&answer.body),
+        Err(error) => error::response(&error),
+    }
 }
 
-async fn whole(mut generating: Generating, mut responding: Responding) -> Result<Response<Body>, ApiError> {
-    for piece in generating.collect().await? {
-        responding.add(&piece.text, piece.finish);
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Response<Body> {
+    match api.stored.remove(&name(&caller, &id), Instant::now()) {
+        true => json_body(&json!({ "id": id, "object": "response", "deleted": true })),
+        false => error::response(&not_stored(&id)),
     }
-    Ok(json(&responding.body(generating.usage())))
+}
+
+fn name(caller: &Caller, id: &str) -> Name {
+    (caller.key.as_ref().map(|key| key.digest()), id.to_owned())
+}
+
+fn stored(api: &Api, caller: &Caller, id: &str) -> Result<Arc<Answer>, ApiError> {
+    api.stored.get(&name(caller, id), Instant::now()).ok_or_else(|| not_stored(id))
+}
+
+fn not_stored(id: &str) -> ApiError {
+    let shown: String = id.chars().take(64).collect();
+    let message = format!("no answer {shown:?} is stored here; answers are kept for a while, unless store is false");
+    ApiError::new(ErrorKind::NotFound, message)
+}
+
+/// An answer on its way.
+struct Answering {
+    reading: Reading,
+    responding: Responding,
+    keep: Option<Keep>,
+}
+
+/// What storing the answer needs.
+struct Keep {
+    api: Arc<Api>,
+    name: Name,
+    messages: Vec<ChatMessage>,
+}
+
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Answering), ApiError> {
+    let arrived = Instant::now();
+    let body = api.body(request).await?;
+    let mut asked = ResponsesRequest::read(&body, &api.bounds.request)?;
+    api.check_model(asked.generation.model.as_deref())?;
+    if let Some(previous) = asked.previous.clone() {
+        let earlier = stored(api, &caller, &previous);
+        let earlier = earlier.map_err(|error| ApiError { param: Some("previous_response_id".to_owned()), ..error })?;
+        asked.go_on_from(&earlier.messages, &api.bounds.request)?;
+    }
+    let reading = Reading::new(&api.dialect, asked.tools.as_ref(), true)?;
+    let Prompt { tokens, thoughts } = chat::prompt(api, body.len(), asked.conversation()).await?;
+    let ResponsesRequest { mut generation, messages, tools, store, repeated, .. } = asked;
+    // An id that a client or a proxy says twice must not replace an answer that is kept.
+    generation.request_id.get_or_insert_with(|| uuid::Uuid::new_v4().simple().to_string());
+    let order = Order {
+        caller: caller.clone(),
+        kind: "resp_",
+        reasoning: thoughts.filter(|_| !generation.is_constrained()),
+        shown: api.dialect.marks(&api.tokenizer, tools.is_some()),
+        generation,
+        prompts: vec![tokens],
+        after_prompt: false,
+        arrived,
+    };
+    let generating = api.launch(order).await?;
+    let keep = store.then(|| Keep { api: api.clone(), name: name(&caller, &generating.head.id), messages });
+    let responding = Responding::new(generating.head.clone(), repeated);
+    Ok((generating, Answering { reading, responding, keep }))
+}
+
+impl Answering {
+    /// Takes what came; the events for it.
+    fn add(&mut self, mut piece: Piece) -> String {
+        let parts = self.reading.read(&mut piece);
+        self.responding.add(parts, piece.finish)
+    }
+
+    /// Takes the end; the last events, and the whole answer, which is kept before the client has it.
+    fn close(&mut self, generating: &Generating) -> (String, Value) {
+        let events = self.responding.close(generating.usage());
+        let body = self.responding.body(generating.usage());
+        if let Some(Keep { api, name, mut messages }) = self.keep.take() {
+            messages.push(self.responding.message());
+            api.stored.put(name, Answer { body: body.clone(), messages }, Instant::now());
+        }
+        (events, body)
+    }
+}
+
+async fn whole(mut generating: Generating, mut answering: Answering) -> Result<Response<Body>, ApiError> {
+    for piece in generating.collect().await? {
+        answering.add(piece);
+    }
+    let (_, body) = answering.close(&generating);
+    Ok(json_body(&body))
 }
 
 /// # Errors
 /// What ended the request before its first token.
-async fn stream(mut generating: Generating, mut responding: Responding) -> Result<Response<Body>, ApiError> {
+async fn stream(mut generating: Generating, mut answering: Answering) -> Result<Response<Body>, ApiError> {
     let first = Ok(generating.next().await?);
-    let opening = responding.opening();
-    let events = futures::stream::unfold(Some((generating, responding, Some(first), opening)), |state| async move {
-        let (mut generating, mut responding, first, opening) = state?;
+    let opening = answering.responding.opening();
+    let events = futures::stream::unfold(Some((generating, answering, Some(first), opening)), |state| async move {
+        let (mut generating, mut answering, first, opening) = state?;
         let next = match first {
             Some(next) => next,
             None => generating.next().await,
         };
         let (events, goes_on) = match next {
-            Ok(Some(piece)) => (responding.delta(&piece.text, piece.finish), true),
-            Ok(None) => (responding.closing(generating.usage()), false),
-            Err(error) => (responding.failed(&error), false),
+            Ok(Some(piece)) => (answering.add(piece), true),
+            Ok(None) => (answering.close(&generating).0, false),
+            Err(error) => (answering.responding.fail(&error), false),
         };
         let events = Bytes::from(opening + &events);
-        Some((Ok::<_, Infallible>(events), goes_on.then(|| (generating, responding, None, String::new()))))
+        Some((Ok::<_, Infallible>(events), goes_on.then(|| (generating, answering, None, String::new()))))
     });
     Ok(sse::response(Body::from_stream(events)))
 }

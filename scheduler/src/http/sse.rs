@@ -9,15 +9,16 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use openai::{ApiError, ChatChunk, CompletionChunk, DONE, PieceOfText, sse_error, sse_event};
+use openai::{ApiError, ChatChunk, ChatPart, CompletionChunk, DONE, PieceOfText, Usage, sse_error, sse_event};
 
 use super::generate::Generating;
+use super::reading::Reading;
 use crate::answer::Piece;
 
 /// Which of the two chunk shapes.
 pub(super) enum Shape {
-    /// With the text to repeat in front of every choice; empty = none.
-    Chat { echo: String },
+    /// With the text to repeat in front of every choice (empty = none), and how far each choice is read.
+    Chat { echo: String, readings: Vec<Reading> },
     /// With the text to repeat in front of every choice, one per prompt; empty = none.
     Completion { echo: Vec<String> },
 }
@@ -90,42 +91,71 @@ impl Events {
 
     /// After the roles of a chat: the last message, once per choice.
     fn echoed(&self) -> String {
-        let Shape::Chat { echo } = &self.shape else { return String::new() };
+        let Shape::Chat { echo, .. } = &self.shape else { return String::new() };
         let indices = (0..self.offsets.len() as u32).filter(|_| !echo.is_empty());
-        let piece = |index| PieceOfText { index, text: echo, ..PieceOfText::default() };
-        indices.map(|index| sse_event(&ChatChunk::content(&self.generating.head, piece(index)))).collect()
+        let piece = |index| PieceOfText { index, ..PieceOfText::default() };
+        let part = ChatPart::Content(echo.clone());
+        indices.map(|index| sse_event(&ChatChunk::part(&self.generating.head, &part, piece(index)))).collect()
     }
 
     /// The events for what came, and whether more follows.
     fn encode(&mut self, next: Next) -> (String, bool) {
         match next {
-            Ok(Some(piece)) => (self.piece(&piece), true),
+            Ok(Some(piece)) => (self.piece(piece), true),
             Ok(None) => (self.closing(), false),
             Err(error) => (sse_error(&error), false),
         }
     }
 
-    fn piece(&mut self, piece: &Piece) -> String {
-        let Some(offset) = self.offsets.get_mut(piece.index as usize) else { return String::new() };
+    fn piece(&mut self, mut piece: Piece) -> String {
+        let at = piece.index as usize;
+        let Some(offset) = self.offsets.get_mut(at) else { return String::new() };
+        let text_offset = *offset;
+        *offset += piece.text.chars().count();
+        let parts = match &mut self.shape {
+            Shape::Chat { readings, .. } => readings.get_mut(at).map(|reading| reading.read(&mut piece)),
+            Shape::Completion { .. } => None,
+        };
         let shown = PieceOfText {
             index: piece.index,
             text: &piece.text,
             logprobs: self.generating.logprobs.then_some(&piece.logprobs),
-            text_offset: *offset,
+            text_offset,
             token_ids: self.generating.token_ids.then_some(&piece.token_ids),
             prompt_token_ids: None,
             finish: piece.finish.as_ref(),
         };
-        *offset += piece.text.chars().count();
-        let running = self.generating.stream.is_some_and(|options| options.continuous_usage_stats);
-        let usage = running.then(|| self.generating.usage());
-        let head = &self.generating.head;
-        match (&self.shape, usage) {
-            (Shape::Chat { .. }, None) => sse_event(&ChatChunk::content(head, shown)),
-            (Shape::Chat { .. }, Some(usage)) => sse_event(&ChatChunk::content(head, shown).with_usage(usage)),
-            (Shape::Completion { .. }, None) => sse_event(&CompletionChunk::text(head, shown)),
-            (Shape::Completion { .. }, Some(usage)) => sse_event(&CompletionChunk::text(head, shown).with_usage(usage)),
+        match parts {
+            Some(parts) => self.parts(&parts, shown),
+            None => {
+                let chunk = CompletionChunk::text(&self.generating.head, shown);
+                sse_event(&self.running_usage().into_iter().fold(chunk, CompletionChunk::with_usage))
+            }
         }
+    }
+
+    /// A chunk for each part. What is said of the tokens stands on the first, the finish on the last.
+    fn parts(&self, parts: &[ChatPart], piece: PieceOfText<'_>) -> String {
+        let head = &self.generating.head;
+        let mut chunks: Vec<ChatChunk<'_>> = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            let first = if at == 0 { piece } else { PieceOfText { index: piece.index, ..PieceOfText::default() } };
+            let finish = piece.finish.filter(|_| at + 1 == parts.len());
+            chunks.push(ChatChunk::part(head, part, PieceOfText { finish, ..first }));
+        }
+        let silent = parts.is_empty();
+        if silent && (piece.finish.is_some() || piece.logprobs.is_some() || piece.token_ids.is_some()) {
+            chunks.push(ChatChunk::silent(head, piece));
+        }
+        let usage = self.running_usage();
+        let event = |chunk| sse_event(&usage.into_iter().fold(chunk, ChatChunk::with_usage));
+        chunks.into_iter().map(event).collect()
+    }
+
+    /// With `continuous_usage_stats`.
+    fn running_usage(&self) -> Option<Usage> {
+        let running = self.generating.stream.is_some_and(|options| options.continuous_usage_stats);
+        running.then(|| self.generating.usage())
     }
 
     fn closing(&self) -> String {

@@ -358,7 +358,8 @@ async fn the_document_names_what_is_served() {
     assert!(page.contains("<code>temperature</code>") && !page.contains("http://") && !page.contains("https://"));
     for (path, methods) in document["paths"].as_object().unwrap() {
         assert!(page.contains(path.as_str()), "{path} is not on the page");
-        for method in methods.as_object().unwrap().keys() {
+        // Those with a parameter are tested by themselves.
+        for method in methods.as_object().unwrap().keys().filter(|_| !path.contains('{')) {
             let asked = request(&method.to_uppercase(), path, "{}");
             let status = send(cluster.address(), asked).await.status;
             let unready = path == "/ready" && status == 503;

@@ -13,3 +13,5 @@ mod fuzz; // bodies made from /openapi.json
 mod keys; // API keys and their limits
 mod plain; // USE_OPENAI=0
 mod readiness; // who is taken into the cluster, and what /ready says
+mod responses; // /v1/responses with items, calls and stored answers
+mod tools; // calls and thoughts in chat answers

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{FACTS, chat, completion, decided, resolved, with};
-use crate::{ApiError, Bounds, Endpoint, Prompt, StreamOptions};
+use crate::{ApiError, Bounds, ChatMessage, Endpoint, Prompt, ResponsesRequest, StreamOptions};
 use Endpoint::{Chat, Completions, Detokenize, Generate, Responses, Tokenize};
 
 /// A field's value, and either `""` (accepted) or `param: part of the message`.
@@ -60,8 +60,27 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (
         Chat,
         "messages",
-        r#"[{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]"#,
+        r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]"#,
         "messages[0].tool_calls[0].function.arguments: not valid JSON",
+    ),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]"#,
+        "messages[0].tool_calls[0].function.arguments: must be a string that holds a JSON object, got a list of 1",
+    ),
+    (Chat, "messages", r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}]"#, ""),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "assistant", "tool_calls": [{"function": {}}]}]"#,
+        "messages[0].tool_calls[0].function.name: must be a string, got null",
+    ),
+    (
+        Chat,
+        "messages",
+        r#"[{"role": "assistant", "tool_calls": [{}]}]"#,
+        "messages[0].tool_calls[0].function: must be an object, got null",
     ),
     (Chat, "messages", r#"[{"role": "assistant", "tool_calls": 1}]"#, "messages[0].tool_calls: must be a list"),
     // stop
@@ -93,10 +112,29 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
         r#"[{"role": "user", "content": [{"type": "input_image"}]}]"#,
         "input[0].content[0].type: not supported yet",
     ),
-    (Responses, "input", r#"[{"type": "function_call"}]"#, "input[0].type: not supported yet"),
+    (Responses, "input", r#"[{"type": "function_call"}]"#, "input[0].call_id: must be a string, got null"),
+    (
+        Responses,
+        "input",
+        r#"[{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]"#,
+        "input[0].arguments: not valid JSON",
+    ),
+    (
+        Responses,
+        "input",
+        r#"[{"type": "function_call_output", "call_id": "1"}]"#,
+        "input[0].output: must be a string or a list of parts, got null",
+    ),
+    (Responses, "input", r#"[{"type": "reasoning", "summary": []}]"#, "input: must hold more than thoughts"),
+    (Responses, "input", r#"[{"type": "item_reference", "id": "x"}]"#, "input[0].type: not supported yet"),
+    (Responses, "store", "1", "store: must be true or false"),
+    (Responses, "metadata", "1", "metadata: must be an object"),
     (Responses, "n", "1000000", ""),
     (Responses, "tools", "[]", ""),
-    (Responses, "tools", "[{}]", "tools: calling tools is not supported yet"),
+    (Responses, "tools", "[{}]", "tools[0].type: must be \"function\""),
+    (Responses, "tools", r#"[{"type": "function", "name": "f", "parameters": null, "strict": false}]"#, ""),
+    (Responses, "tools", r#"[{"type": "function"}]"#, "tools[0].name: must be a string, got null"),
+    (Responses, "tool_choice", r#"{"type": "function", "name": "f"}"#, "tool_choice: needs tools"),
     (Responses, "text", r#"{"format": {"type": "text"}}"#, ""),
     (Responses, "text", r#"{"format": {"type": "json_object"}}"#, ""),
     (Responses, "text", r#"{"format": {"type": "json_schema", "name": "x", "schema": {}}}"#, ""),
@@ -104,7 +142,8 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Responses, "text", r#"{"format": {"type": "xml"}}"#, "text.format: must be text, json_object or json_schema"),
     (Responses, "text", r#"{"format": "text"}"#, "text.format: must be an object with type"),
     (Responses, "truncation", r#""disabled""#, ""),
-    (Responses, "previous_response_id", r#""resp_1""#, "previous_response_id: not supported yet"),
+    (Responses, "previous_response_id", r#""resp_1""#, ""),
+    (Responses, "previous_response_id", "1", "previous_response_id: must be a string"),
     // tokenize
     (Tokenize, "prompt", r#""hello""#, ""),
     (Tokenize, "prompt", r#""""#, ""),
@@ -187,7 +226,33 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Chat, "tool_choice", r#""required""#, "tool_choice: needs tools"),
     (Chat, "tool_choice", r#"{"type": "function"}"#, "tool_choice: needs tools"),
     (Chat, "tools", "[]", "tools: must not be empty"),
-    (Chat, "tools", r#"[{"type": "function"}]"#, "tools: not supported yet"),
+    (Chat, "tools", r#"[{"type": "function"}]"#, "tools[0].function: must be an object, got null"),
+    (Chat, "tools", r#"[{"type": "function", "function": {"name": "f"}}]"#, ""),
+    (
+        Chat,
+        "tools",
+        r#"[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}}]"#,
+        "",
+    ),
+    (
+        Chat,
+        "tools",
+        r#"[{"type": "function", "function": {"name": "f", "parameters": 1}}]"#,
+        "tools[0].function.parameters: must be an object (a JSON schema), got 1",
+    ),
+    (Chat, "tools", r#"[{"type": "function", "function": {"name": "a b"}}]"#, "tools[0].function.name: must be a word"),
+    (Chat, "tools", r#"[{"type": "function", "function": {}}]"#, "tools[0].function.name: must be a string, got null"),
+    (Chat, "tools", r#"[{"type": "web_search"}]"#, "tools[0].type: a tool of type \"web_search\" is not supported yet"),
+    (Chat, "tools", r#"[{"function": {"name": "f"}}]"#, "tools[0].type: must be \"function\""),
+    (
+        Chat,
+        "tools",
+        r#"[{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}]"#,
+        "tools: the name \"f\" is there twice",
+    ),
+    (Chat, "tools", "1", "tools: must be a list"),
+    (Chat, "parallel_tool_calls", "1", "parallel_tool_calls: must be true or false"),
+    (Chat, "include_reasoning", "false", ""),
     // structured output
     (Chat, "response_format", r#"{"type": "text"}"#, ""),
     (Chat, "response_format", r#"{"type": "json_object"}"#, ""),
@@ -346,8 +411,28 @@ fn fields_together() {
         &chat(r#""continue_final_message": true, "add_generation_prompt": true"#),
         "continue_final_message: cannot both be true",
     );
-    check(Chat, &chat(r#""tools": [{"type": "function"}], "tool_choice": "none""#), "");
-    check(Chat, &chat(r#""tools": [{"type": "function"}], "tool_choice": "auto""#), "tools: not supported yet");
+    let tools = |choice: &str| {
+        chat(&format!(r#""tools": [{{"type": "function", "function": {{"name": "f"}}}}], "tool_choice": {choice}"#))
+    };
+    check(Chat, &tools(r#""none""#), "");
+    check(Chat, &tools(r#""auto""#), "");
+    check(Chat, &tools(r#""required""#), "");
+    check(Chat, &tools(r#"{"type": "function", "function": {"name": "f"}}"#), "");
+    check(
+        Chat,
+        &tools(r#""required", "guided_regex": "a""#),
+        "tool_choice: insists on a call, so guided_regex cannot ask for another form of the text",
+    );
+    check(Chat, &tools(r#""any""#), "tool_choice: must be none, auto, required or an object that names a function");
+    check(
+        Chat,
+        &tools(r#"{"type": "function", "function": {"name": "g"}}"#),
+        "tool_choice: names the function \"g\", which is not in tools",
+    );
+    check(Chat, &tools(r#"{"type": "function"}"#), "tool_choice: must be none, auto, required or an object");
+    let parallel = |more: &str| super::chat(&tools(&format!(r#""auto"{more}"#))).unwrap().tools.unwrap().parallel;
+    assert!(parallel("") && !parallel(r#", "parallel_tool_calls": false"#));
+    check(Chat, &tools("1"), "tool_choice: must be none, auto, required or an object");
     check(
         Completions,
         &completion(r#""echo": true, "logprobs": 1"#),
@@ -553,4 +638,42 @@ fn errors_stay_small_and_do_not_repeat_input() {
     }
     let long = ApiError::bad_request("\u{1}ä".repeat(100_000)).body();
     assert!(long.len() <= 4096 && serde_json::from_str::<serde_json::Value>(&long).is_ok());
+}
+
+#[test]
+fn items_become_the_messages_of_a_conversation() {
+    let body = r#"{"instructions": "be brief", "input": [
+        {"role": "developer", "content": "d"},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "wait", "annotations": []}]},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{\"z\": 1}"},
+        {"type": "function_call", "call_id": "2", "name": "g", "arguments": ""},
+        {"type": "function_call_output", "call_id": "1", "output": "7"},
+        {"type": "function_call", "call_id": "3", "name": "g", "arguments": "{}"}]}"#;
+    let mut request = ResponsesRequest::read(body.as_bytes(), &Bounds::default()).unwrap();
+    let shown = |request: &ResponsesRequest| -> Vec<String> {
+        let show = |message: &ChatMessage| {
+            let extra = serde_json::Value::Object(message.extra.clone());
+            format!("{} {} {extra}", message.role, message.content.as_deref().unwrap_or("-"))
+        };
+        request.conversation().messages.iter().map(show).collect()
+    };
+    let calls = r#"{"reasoning_content":"hm","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":{"z":1}}},{"id":"2","type":"function","function":{"name":"g","arguments":{}}}]}"#;
+    let last = r#"{"tool_calls":[{"id":"3","type":"function","function":{"name":"g","arguments":{}}}]}"#;
+    let expected = [
+        "system be brief {}",
+        "system d {}",
+        "user a\nb {}",
+        &format!("assistant wait {calls}"),
+        r#"tool 7 {"tool_call_id":"1"}"#,
+        &format!("assistant - {last}"),
+    ];
+    assert_eq!(shown(&request), expected);
+    let earlier = request.messages.clone();
+    request.go_on_from(&earlier, &Bounds::default()).unwrap();
+    assert_eq!(shown(&request)[1..6], shown(&request)[6..], "the earlier ones in front, the instructions once");
+    let narrow = Bounds { messages: 12, ..Bounds::default() };
+    let error = request.go_on_from(&earlier, &narrow).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("previous_response_id"), "{error}");
 }

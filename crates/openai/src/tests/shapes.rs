@@ -4,9 +4,9 @@ use serde::Serialize;
 use types::TokenId;
 
 use crate::{
-    ApiError, ChatChoice, ChatChunk, ChatLogprobs, ChatResponse, CompletionChoice, CompletionChunk, CompletionLogprobs,
-    CompletionResponse, DONE, ErrorKind, Finish, Head, ModelCard, ModelList, PieceOfText, TokenChance, TokenLogprob,
-    Usage, sse_error, sse_event,
+    ApiError, ChatChoice, ChatChunk, ChatLogprobs, ChatPart, ChatResponse, CompletionChoice, CompletionChunk,
+    CompletionLogprobs, CompletionResponse, DONE, ErrorKind, Finish, Head, ModelCard, ModelList, PieceOfText,
+    TokenChance, TokenLogprob, Usage, sse_error, sse_event,
 };
 
 fn check(value: &impl Serialize, expected: &str) {
@@ -44,6 +44,50 @@ fn logprobs() {
     check(&ChatLogprobs::new(&[]), r#"{"content":[]}"#);
 }
 
+fn said(text: &str) -> ChatPart {
+    ChatPart::Content(text.to_owned())
+}
+
+fn called() -> Vec<ChatPart> {
+    let call = |index, id: &str, name: &str| ChatPart::Call { index, id: id.to_owned(), name: name.to_owned() };
+    let arguments = |index, text: &str| ChatPart::Arguments { index, text: text.to_owned() };
+    vec![
+        ChatPart::Reasoning("hm".to_owned()),
+        call(0, "call_1", "f"),
+        arguments(0, "{\"a\""),
+        arguments(0, ": 1}"),
+        call(1, "call_2", "g"),
+        arguments(1, "{}"),
+    ]
+}
+
+#[test]
+fn calls_and_thoughts() {
+    let choice = ChatChoice::new(0, called(), None, Finish::tool_calls());
+    check(
+        &choice,
+        r#"{"index":0,"message":{"role":"assistant","content":null,"refusal":null,"reasoning":"hm","reasoning_content":"hm","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"{}"}}]},"logprobs":null,"finish_reason":"tool_calls","stop_reason":null,"token_ids":null}"#,
+    );
+    let usage = Usage::new(5, 3, 4).with_reasoning(2);
+    check(&usage, &USAGE.replace("}}", r#"},"completion_tokens_details":{"reasoning_tokens":2}}"#));
+    let (head, piece) = (head("chatcmpl-1"), PieceOfText::default());
+    let deltas: Vec<String> = called()
+        .iter()
+        .map(|part| {
+            serde_json::to_value(ChatChunk::part(&head, part, piece)).unwrap()["choices"][0]["delta"].to_string()
+        })
+        .collect();
+    let expected = [
+        r#"{"reasoning":"hm","reasoning_content":"hm"}"#,
+        r#"{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":""}}]}"#,
+        r#"{"tool_calls":[{"index":0,"function":{"arguments":"{\"a\""}}]}"#,
+        r#"{"tool_calls":[{"index":0,"function":{"arguments":": 1}"}}]}"#,
+        r#"{"tool_calls":[{"index":1,"id":"call_2","type":"function","function":{"name":"g","arguments":""}}]}"#,
+        r#"{"tool_calls":[{"index":1,"function":{"arguments":"{}"}}]}"#,
+    ];
+    assert_eq!(deltas, expected);
+}
+
 #[test]
 fn completion_body() {
     let choices = vec![
@@ -60,12 +104,12 @@ fn completion_body() {
 #[test]
 fn chat_body() {
     let choices = vec![
-        ChatChoice::new(0, "hi".into(), Some(ChatLogprobs::new(&tokens())), Finish::stop_token(7))
+        ChatChoice::new(0, vec![said("hi")], Some(ChatLogprobs::new(&tokens())), Finish::stop_token(7))
             .with_token_ids(vec![2]),
     ];
     let body = ChatResponse::new(&head("chatcmpl-1"), choices, usage()).with_prompt_token_ids(vec![1]);
     let expected = format!(
-        r#"{{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"demo","choices":[{{"index":0,"message":{{"role":"assistant","content":"hi","refusal":null,"reasoning":null}},"logprobs":{CHAT_LOGPROBS},"finish_reason":"stop","stop_reason":7,"token_ids":[2]}}],"service_tier":null,"system_fingerprint":null,"usage":{USAGE},"prompt_logprobs":null,"prompt_token_ids":[1],"kv_transfer_params":null}}"#
+        r#"{{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"demo","choices":[{{"index":0,"message":{{"role":"assistant","content":"hi","refusal":null,"reasoning":null,"reasoning_content":null}},"logprobs":{CHAT_LOGPROBS},"finish_reason":"stop","stop_reason":7,"token_ids":[2]}}],"service_tier":null,"system_fingerprint":null,"usage":{USAGE},"prompt_logprobs":null,"prompt_token_ids":[1],"kv_transfer_params":null}}"#
     );
     check(&body, &expected);
 }
@@ -79,28 +123,29 @@ fn chat_stream() {
     let role = r#"[{"index":1,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]"#;
     check(&ChatChunk::role(&head, 1, None), &chunk(role));
     check(&ChatChunk::role(&head, 1, Some(&[4, 5])), &chunk(&format!(r#"{role},"prompt_token_ids":[4,5]"#)));
-    let text = PieceOfText { index: 1, text: "hi", ..PieceOfText::default() };
+    let text = PieceOfText { index: 1, ..PieceOfText::default() };
+    let hi = said("hi");
     let content = r#"[{"index":1,"delta":{"content":"hi"},"logprobs":null,"finish_reason":null}]"#;
-    check(&ChatChunk::content(&head, text), &chunk(content));
-    check(&ChatChunk::content(&head, text).with_usage(usage()), &chunk(&format!(r#"{content},"usage":{USAGE}"#)));
+    check(&ChatChunk::part(&head, &hi, text), &chunk(content));
+    check(&ChatChunk::part(&head, &hi, text).with_usage(usage()), &chunk(&format!(r#"{content},"usage":{USAGE}"#)));
     let (tokens, ids): (_, &[TokenId]) = (tokens(), &[9]);
     let rich = PieceOfText { logprobs: Some(&tokens), token_ids: Some(ids), ..text };
     check(
-        &ChatChunk::content(&head, rich),
+        &ChatChunk::part(&head, &hi, rich),
         &chunk(&format!(
             r#"[{{"index":1,"delta":{{"content":"hi"}},"logprobs":{CHAT_LOGPROBS},"finish_reason":null,"token_ids":[9]}}]"#
         )),
     );
     let eos = Finish::eos();
-    let last = PieceOfText { text: "", finish: Some(&eos), ..text };
+    let last = PieceOfText { finish: Some(&eos), ..text };
     check(
-        &ChatChunk::content(&head, last),
+        &ChatChunk::silent(&head, last),
         &chunk(r#"[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":null}]"#),
     );
     let stopped = Finish::stop_string("END");
     let last = PieceOfText { finish: Some(&stopped), ..text };
     check(
-        &ChatChunk::content(&head, last),
+        &ChatChunk::part(&head, &hi, last),
         &chunk(r#"[{"index":1,"delta":{"content":"hi"},"logprobs":null,"finish_reason":"stop","stop_reason":"END"}]"#),
     );
     check(&ChatChunk::usage(&head, usage()), &chunk(&format!(r#"[],"usage":{USAGE}"#)));

@@ -172,8 +172,19 @@ const TICKET: &str = "ticket of ";
 /// What every worker answers, over and over, to a prompt that begins with `é`: characters of one to four bytes, a token each byte.
 pub(crate) const WIDE_TEXT: &str = "aé🎉 b€ — ü. Over! ";
 
-/// What every worker answers after `prompt` and `output`: a letter or a space, or the next byte of [`WIDE_TEXT`].
+/// What every worker answers to a prompt that holds `«text»`: that text and its end.
+fn dictated(prompt: &[TokenId]) -> Option<Vec<TokenId>> {
+    let bytes: Vec<u8> = prompt.iter().map(|&id| u8::try_from(id).unwrap_or_default()).collect();
+    let (_, rest) = str::from_utf8(&bytes).ok()?.rsplit_once('«')?;
+    let (text, _) = rest.split_once('»')?;
+    Some(super::ids(text).into_iter().chain([super::EOS]).collect())
+}
+
+/// What every worker answers after `prompt` and `output`: a letter or a space, the next byte of [`WIDE_TEXT`], or what is dictated.
 pub(crate) fn next_token(prompt: &[TokenId], output: &[TokenId], choice: u32) -> TokenId {
+    if let Some(text) = dictated(prompt) {
+        return text.get(output.len()).copied().unwrap_or(super::EOS);
+    }
     if is_wide(prompt) {
         // The second choice begins elsewhere.
         let start = if choice == 0 { 0 } else { "aé🎉 b".len() };
@@ -428,7 +439,7 @@ fn telling_logprob(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) 
 fn sample(spec: &types::GenerateSpec, output: &[TokenId], choice: u32) -> SampledToken {
     let id = next_token(&spec.prompt, output, choice);
     let position = output.len() as u32;
-    let finish = if spec.sampling.stop_token_ids.contains(&id) {
+    let finish = if spec.sampling.stop_token_ids.contains(&id) || id == super::EOS {
         Some(FinishReason::Stop)
     } else {
         (position + 1 >= spec.sampling.max_tokens).then_some(FinishReason::Length)
