@@ -88,11 +88,11 @@ pub struct Args {
     pub local_prefill: LocalPrefill,
 
     /// How the model writes calls of tools. auto: as its chat template shows.
-    #[arg(long, value_enum, default_value_t = ToolFlag::Auto)]
+    #[arg(long, value_enum, default_value_t = ToolFlag::Auto, env = "PDSERVE_TOOL_CALL_PARSER")]
     pub tool_call_parser: ToolFlag,
 
     /// How the model writes what it thinks before it answers. auto: as its chat template shows.
-    #[arg(long, value_enum, default_value_t = ReasoningFlag::Auto)]
+    #[arg(long, value_enum, default_value_t = ReasoningFlag::Auto, env = "PDSERVE_REASONING_PARSER")]
     pub reasoning_parser: ReasoningFlag,
 
     /// Accepted because vLLM needs it for tools; here they always work.
