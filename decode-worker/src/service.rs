@@ -25,7 +25,8 @@ impl RoleService for DecodeService {
             Order::Generate { .. } => {
                 Err(Failure::new(FailCode::FailLease, "no reservation for this attempt: its lease ran out"))
             }
-            other => Err(other.unexpected("Reserve or Generate")),
+            Order::Embed { spec, pooling } => attempt.embed(spec, pooling).await,
+            other => Err(other.unexpected("Reserve, Generate or Embed")),
         }
     }
 }
@@ -70,6 +71,8 @@ async fn stream(attempt: &Attempt, spec: GenerateSpec, goal: Goal, compiling: Co
                 let (key, prefill) = (Some((&attempt.key).into()), prompt.map(Into::into));
                 attempt.reply(Body::Tokens(Tokens { key, tokens, prefill })).await?;
             }
+            Happening::Scored { first, scores } => attempt.reply_scores(first, &scores).await?,
+            Happening::Embedded { .. } => {}
             Happening::Finished => return Ok(()),
             Happening::Failed(failure) => return Err(failure),
         }

@@ -22,7 +22,8 @@ impl RoleService for PrefillService {
     async fn serve(&self, mut attempt: Attempt) -> Result<(), Failure> {
         match attempt.order().await? {
             Order::Prefill { spec, ticket } => self.prefill(attempt, spec, ticket).await,
-            other => Err(other.unexpected("Prefill")),
+            Order::Embed { spec, pooling } => attempt.embed(spec, pooling).await,
+            other => Err(other.unexpected("Prefill or Embed")),
         }
     }
 }
@@ -34,7 +35,7 @@ impl PrefillService {
         let matcher = attempt.compile(&spec.sampling).matcher().await?;
         let mut job = attempt.submit(Job { key: attempt.key.clone(), spec, goal, matcher })?;
         // The client gets its first token now, whatever becomes of the hand-over.
-        let (tokens, prompt) = first_tokens(&mut job).await?;
+        let (tokens, prompt) = first_tokens(&attempt, &mut job).await?;
         attempt.reply(first_tokens_message(&attempt, &tokens, prompt)).await?;
         let stats = match hand_off.take() {
             Some(outgoing) => self.measured(outgoing.finish().await.map_err(failure)?),
@@ -60,8 +61,8 @@ impl PrefillService {
     }
 }
 
-/// Waits for the job's end and returns what it drew.
-async fn first_tokens(job: &mut AttemptJob) -> Result<(Vec<SampledToken>, PromptStats), Failure> {
+/// Waits for the job's end and returns what it drew; scores of the prompt go out as they come.
+async fn first_tokens(attempt: &Attempt, job: &mut AttemptJob) -> Result<(Vec<SampledToken>, PromptStats), Failure> {
     let (mut drawn, mut stats) = (Vec::new(), PromptStats::default());
     loop {
         match job.next().await? {
@@ -69,6 +70,8 @@ async fn first_tokens(job: &mut AttemptJob) -> Result<(Vec<SampledToken>, Prompt
                 drawn.extend(tokens);
                 stats = prompt.unwrap_or(stats);
             }
+            Happening::Scored { first, scores } => attempt.reply_scores(first, &scores).await?,
+            Happening::Embedded { .. } => {}
             Happening::Finished => return Ok((drawn, stats)),
             Happening::Failed(failure) => return Err(failure),
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use types::{
-    FinishReason, GenerateSpec, Grammar, Limits, ModelIdentity, RequestId, RequestKey, SampledToken, SamplingParams,
+    BeamParams, EarlyStopping, FinishReason, GenerateSpec, Grammar, Limits, ModelIdentity, Pooling, RequestId,
+    RequestKey, SampledToken, SamplingParams, TokenId, TokenScore,
 };
 
 use crate::control as wire;
@@ -51,6 +52,8 @@ impl From<&SamplingParams> for wire::Sampling {
             allowed_token_ids: p.allowed_token_ids.clone(),
             bad_words: p.bad_words.iter().map(|tokens| wire::TokenSequence { tokens: tokens.clone() }).collect(),
             priority: p.priority,
+            prompt_logprobs: p.prompt_logprobs,
+            beam: p.beam.as_ref().map(Into::into),
         }
     }
 }
@@ -78,6 +81,8 @@ impl TryFrom<wire::Sampling> for SamplingParams {
             allowed_token_ids: p.allowed_token_ids,
             bad_words: p.bad_words.into_iter().map(|word| word.tokens).filter(|tokens| !tokens.is_empty()).collect(),
             priority: p.priority,
+            prompt_logprobs: p.prompt_logprobs,
+            beam: p.beam.map(BeamParams::try_from).transpose()?,
         })
     }
 }
@@ -142,6 +147,10 @@ pub fn generate_spec(spec: Option<wire::Spec>) -> Result<GenerateSpec, WireError
     if spec.choices > 1 && !spec.output.is_empty() {
         return Err(out_of_range("spec.choices", spec.choices, "1 when output is not empty"));
     }
+    if sampling.beam.is_some() && !spec.output.is_empty() {
+        let found = format!("{} tokens", spec.output.len());
+        return Err(WireError::OutOfRange { field: "spec.output", found, expected: "none in a beam search" });
+    }
     let end = spec.first_choice.checked_add(spec.choices).filter(|&end| end <= CHOICES_MAX);
     let end = end.ok_or_else(|| out_of_range("spec.first_choice", spec.first_choice, "0 to 127"))?;
     Ok(GenerateSpec {
@@ -165,7 +174,7 @@ impl From<&SampledToken> for wire::Token {
             id: token.id,
             position: token.position,
             logprob: token.logprob,
-            top: token.top.iter().map(|&(id, logprob)| wire::Alternative { id, logprob }).collect(),
+            top: alternatives(&token.top),
             finish: finish.into(),
         }
     }
@@ -183,10 +192,76 @@ impl From<wire::Token> for SampledToken {
             id: token.id,
             position: token.position,
             logprob: token.logprob,
-            top: token.top.iter().map(|a| (a.id, a.logprob)).collect(),
+            top: chances(&token.top),
             finish,
         }
     }
+}
+
+impl From<Pooling> for wire::Pooling {
+    fn from(pooling: Pooling) -> Self {
+        match pooling {
+            Pooling::Last => wire::Pooling::Last,
+            Pooling::Mean => wire::Pooling::Mean,
+        }
+    }
+}
+
+impl From<wire::Pooling> for Pooling {
+    fn from(pooling: wire::Pooling) -> Self {
+        match pooling {
+            wire::Pooling::Last => Pooling::Last,
+            wire::Pooling::Mean => Pooling::Mean,
+        }
+    }
+}
+
+impl From<&BeamParams> for wire::Beam {
+    fn from(beam: &BeamParams) -> Self {
+        let early_stopping = match beam.early_stopping {
+            EarlyStopping::No => wire::EarlyStopping::No,
+            EarlyStopping::Yes => wire::EarlyStopping::Yes,
+            EarlyStopping::Never => wire::EarlyStopping::Never,
+        };
+        wire::Beam { width: beam.width, length_penalty: beam.length_penalty, early_stopping: early_stopping.into() }
+    }
+}
+
+impl TryFrom<wire::Beam> for BeamParams {
+    type Error = WireError;
+
+    fn try_from(beam: wire::Beam) -> Result<Self, WireError> {
+        if beam.width == 0 || beam.width > CHOICES_MAX {
+            let found = beam.width.to_string();
+            return Err(WireError::OutOfRange { field: "spec.sampling.beam.width", found, expected: "1 to 128" });
+        }
+        let early_stopping = match beam.early_stopping() {
+            wire::EarlyStopping::No => EarlyStopping::No,
+            wire::EarlyStopping::Yes => EarlyStopping::Yes,
+            wire::EarlyStopping::Never => EarlyStopping::Never,
+        };
+        Ok(BeamParams { width: beam.width, length_penalty: beam.length_penalty, early_stopping })
+    }
+}
+
+impl From<&TokenScore> for wire::TokenScore {
+    fn from(score: &TokenScore) -> Self {
+        wire::TokenScore { logprob: score.logprob, rank: score.rank, top: alternatives(&score.top) }
+    }
+}
+
+impl From<wire::TokenScore> for TokenScore {
+    fn from(score: wire::TokenScore) -> Self {
+        TokenScore { logprob: score.logprob, rank: score.rank, top: chances(&score.top) }
+    }
+}
+
+fn alternatives(top: &[(TokenId, f32)]) -> Vec<wire::Alternative> {
+    top.iter().map(|&(id, logprob)| wire::Alternative { id, logprob }).collect()
+}
+
+fn chances(top: &[wire::Alternative]) -> Vec<(TokenId, f32)> {
+    top.iter().map(|alternative| (alternative.id, alternative.logprob)).collect()
 }
 
 impl From<&ModelIdentity> for wire::ModelIdentity {
@@ -268,6 +343,8 @@ mod tests {
                 allowed_token_ids: vec![3, 4],
                 bad_words: vec![vec![5], vec![6, 7]],
                 priority: -2,
+                prompt_logprobs: Some(0),
+                beam: Some(BeamParams { width: 3, length_penalty: 0.5, early_stopping: EarlyStopping::Never }),
                 ..SamplingParams::default()
             },
             cache_salt: vec![1],
@@ -311,5 +388,7 @@ mod tests {
             finish: Some(FinishReason::Length),
         };
         assert_eq!(SampledToken::from(wire::Token::from(&token)), token);
+        let score = TokenScore { logprob: -0.5, rank: 3, top: vec![(5, -0.25)] };
+        assert_eq!(TokenScore::from(wire::TokenScore::from(&score)), score);
     }
 }

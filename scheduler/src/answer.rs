@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use text::{Detokenizer, Parted, ReasoningParser, StopMatcher, Tokenizer};
 use tokio::time::Instant;
-use types::{FinishReason, SampledToken, SamplingParams, TokenId};
+use types::{FinishReason, SampledToken, SamplingParams, TokenId, TokenScore};
 
-use openai::{Finish, TokenChance, TokenLogprob};
+use openai::{Finish, PromptScore, PromptToken, TokenChance, TokenLogprob};
 
 /// How tokens become an answer; the same for every choice of a request.
 #[derive(Clone)]
@@ -45,6 +45,35 @@ impl Style {
             logprobs: false,
             tokens_as_ids: false,
         }
+    }
+
+    /// A prompt's tokens with their scores, which begin at the second.
+    pub(crate) fn prompt(&self, prompt: &[TokenId], scores: &[TokenScore]) -> Vec<PromptToken> {
+        let scores = std::iter::once(None).chain(scores.iter().map(Some));
+        prompt.iter().zip(scores).map(|(&id, score)| self.prompt_token(id, score)).collect()
+    }
+
+    fn prompt_token(&self, id: TokenId, score: Option<&TokenScore>) -> PromptToken {
+        let chance = self.chance(id, 0.0);
+        let special = self.tokenizer.is_special(id);
+        PromptToken {
+            id,
+            chars: if special { 0 } else { String::from_utf8_lossy(&chance.bytes).chars().count() },
+            token: chance.token,
+            score: score.map(|score| PromptScore {
+                logprob: score.logprob,
+                rank: score.rank,
+                top: score.top.iter().map(|&(id, logprob)| (id, self.chance(id, logprob))).collect(),
+            }),
+        }
+    }
+
+    fn chance(&self, id: TokenId, logprob: f32) -> TokenChance {
+        let token = match self.tokens_as_ids {
+            true => format!("token_id:{id}"),
+            false => self.tokenizer.token_text(id),
+        };
+        TokenChance { token, logprob, bytes: self.tokenizer.token_bytes(id) }
     }
 }
 
@@ -209,17 +238,9 @@ impl Answer {
     }
 
     fn logprob(&self, token: &SampledToken) -> TokenLogprob {
-        let chance = |id: TokenId, logprob: f32| TokenChance {
-            token: match self.style.tokens_as_ids {
-                true => format!("token_id:{id}"),
-                false => self.style.tokenizer.token_text(id),
-            },
-            logprob,
-            bytes: self.style.tokenizer.token_bytes(id),
-        };
         TokenLogprob {
-            sampled: chance(token.id, token.logprob),
-            top: token.top.iter().map(|&(id, logprob)| chance(id, logprob)).collect(),
+            sampled: self.style.chance(token.id, token.logprob),
+            top: token.top.iter().map(|&(id, logprob)| self.style.chance(id, logprob)).collect(),
         }
     }
 }

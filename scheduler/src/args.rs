@@ -132,6 +132,10 @@ pub struct Args {
     #[arg(long)]
     pub share_prefix_cache: bool,
 
+    /// Which of the model's last hidden states make the vector of /v1/embeddings.
+    #[arg(long, value_enum, default_value_t = EmbeddingPooling::Last)]
+    pub embedding_pooling: EmbeddingPooling,
+
     /// Let requests bring a chat template of their own (`chat_template`). Its steps and output are bounded, its memory is not: only for
     /// clients that you trust.
     #[arg(long)]
@@ -175,6 +179,25 @@ pub enum ReasoningFlag {
     Qwen3,
     #[value(name = "deepseek_r1")]
     DeepseekR1,
+}
+
+/// How a text becomes one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum EmbeddingPooling {
+    /// That of the last token, which has seen all others.
+    #[default]
+    Last,
+    /// The mean over all tokens.
+    Mean,
+}
+
+impl From<EmbeddingPooling> for types::Pooling {
+    fn from(pooling: EmbeddingPooling) -> Self {
+        match pooling {
+            EmbeddingPooling::Last => types::Pooling::Last,
+            EmbeddingPooling::Mean => types::Pooling::Mean,
+        }
+    }
 }
 
 /// When a decode instance computes a prompt itself, without a hand-over.

@@ -112,6 +112,7 @@ fn canary(prompt: &Arc<[TokenId]>, style: &Style, route: Route) -> Request {
         sampling: SamplingParams { max_tokens: 2, ignore_eos: true, ..SamplingParams::default() },
         cache_salt: Vec::new(),
         style: style.clone(),
+        embed: None,
         arrived: Instant::now(),
         attempts: 1,
         via: Some(route),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::{ClusterSecret, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
-use types::{InstanceId, Role};
+use types::{InstanceId, Pooling, Role};
 
 use crate::access::Access;
 use crate::args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
@@ -29,6 +29,8 @@ pub struct Config {
     pub protocol: Protocol,
     pub tool_call_parser: ToolFlag,
     pub reasoning_parser: ReasoningFlag,
+    /// How `/v1/embeddings` makes a vector of a text.
+    pub pooling: Pooling,
     pub access: Access,
     /// Requests may bring a chat template of their own.
     pub trust_request_chat_template: bool,
@@ -185,6 +187,7 @@ impl Config {
             protocol: Protocol::OpenAi,
             tool_call_parser: ToolFlag::Auto,
             reasoning_parser: ReasoningFlag::Auto,
+            pooling: Pooling::Last,
             access: Access::default(),
             trust_request_chat_template: false,
             server_info: false,
@@ -214,6 +217,7 @@ impl Config {
         config.max_model_len = args.max_model_len;
         config.secret = ClusterSecret::load(args.cluster_secret_file.as_deref())?;
         config.local_prefill = args.local_prefill;
+        config.pooling = args.embedding_pooling.into();
         config.access = Access::from_args(args)?;
         if args.use_openai == 0 {
             config.protocol = Protocol::Plain { delimiter: args.generate_delimiter };

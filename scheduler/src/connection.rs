@@ -160,6 +160,8 @@ fn receive(cluster: &Cluster, connection: &Connection, message: WorkerMessage) {
     let (key, event) = match message.body {
         Some(FromWorker::Load(load)) => return cluster.loaded(connection.slot, load),
         Some(FromWorker::Reserved(message)) => (message.key.clone(), Event::Reserved(message)),
+        Some(FromWorker::Embedding(message)) => (message.key.clone(), Event::Embedding(message)),
+        Some(FromWorker::PromptScores(message)) => (message.key.clone(), Event::PromptScores(message)),
         Some(FromWorker::FirstTokens(message)) => (message.key.clone(), Event::FirstTokens(message)),
         Some(FromWorker::Shipped(message)) => (message.key, Event::Shipped(message.stats.unwrap_or_default())),
         Some(FromWorker::Tokens(message)) => (message.key.clone(), Event::Tokens(message)),

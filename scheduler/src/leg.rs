@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use proto::control::FailCode;
+use proto::control::{self, FailCode};
 use tokio::time::Instant;
 use types::{Epoch, GenerateSpec};
 
@@ -20,6 +20,9 @@ pub(crate) struct Leg {
     pub(crate) epoch: Epoch,
     /// Unfinished ones first come, first served; contiguous choices.
     pub(crate) answers: Vec<Answer>,
+    /// Of a beam search: what D has sent of the texts it found. They count only when all are here, so that a resumed search may begin
+    /// anew.
+    pub(crate) found: Vec<control::Token>,
     /// Where the attempt runs or ran last.
     pub(crate) prefill: Option<Process>,
     pub(crate) decode: Option<Process>,
@@ -62,6 +65,7 @@ impl Leg {
         Self {
             epoch: 0,
             answers,
+            found: Vec::new(),
             prefill: None,
             decode: None,
             tried: Tried::default(),
@@ -73,6 +77,11 @@ impl Leg {
 
     pub(crate) fn has_output(&self) -> bool {
         self.answers.iter().any(|answer| !answer.tokens().is_empty())
+    }
+
+    /// First tokens that P sends: one per choice, or one with the candidates of a search.
+    pub(crate) fn first_tokens(&self, request: &Request) -> usize {
+        if request.sampling.beam.is_some() { 1 } else { self.answers.len() }
     }
 
     pub(crate) fn is_finished(&self) -> bool {

@@ -113,6 +113,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         bounds: config.bounds.clone(),
         body_read: config.timings.body_read,
         protocol: config.protocol,
+        pooling: config.pooling,
         keys: Keys::new(&config.access),
         server_info: config.server_info,
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, scheduler_message::Body};
 use tokio::sync::mpsc;
-use types::{GenerateSpec, InstanceId, RequestKey};
+use types::{GenerateSpec, InstanceId, Pooling, RequestKey};
 
 use crate::outbox::Outbox;
 use crate::pairing::Slot;
@@ -23,6 +23,8 @@ const EVENTS_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Event {
     Reserved(control::Reserved),
+    PromptScores(control::PromptScores),
+    Embedding(control::Embedding),
     FirstTokens(control::FirstTokens),
     Shipped(control::TransferStats),
     Tokens(control::Tokens),
@@ -131,6 +133,12 @@ impl Link {
         self.send(Body::Prefill(Prefill { key, spec, ticket }))
     }
 
+    /// Make a vector of the prompt.
+    pub(crate) fn embed(&mut self, spec: &GenerateSpec, pooling: Pooling) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+        self.send(Body::Embed(control::Embed { key, spec, pooling: control::Pooling::from(pooling).into() }))
+    }
+
     /// With `first` tokens: go on from the reservation. Without: compute the prompt there.
     pub(crate) fn generate(&mut self, spec: &GenerateSpec, first: Vec<control::Token>) -> Result<(), Failure> {
         let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
@@ -196,6 +204,8 @@ impl Event {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Event::Reserved(_) => "Reserved",
+            Event::PromptScores(_) => "PromptScores",
+            Event::Embedding(_) => "Embedding",
             Event::FirstTokens(_) => "FirstTokens",
             Event::Shipped(_) => "Shipped",
             Event::Tokens(_) => "Tokens",

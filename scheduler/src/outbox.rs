@@ -86,6 +86,7 @@ fn key_of(body: &Body) -> Option<&control::Key> {
         Body::Reserve(message) => message.key.as_ref(),
         Body::Prefill(message) => message.key.as_ref(),
         Body::Generate(message) => message.key.as_ref(),
+        Body::Embed(message) => message.key.as_ref(),
         Body::Cancel(message) => message.key.as_ref(),
         Body::Hello(_) | Body::Ping(_) => None,
     }

@@ -3,12 +3,13 @@
 //! The task never waits for the reader, so a slow client holds up no worker; the reader holds the task, so a client that leaves
 //! ends it. At most one pending piece per choice, and `Bounds::unread_bytes` of them together.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use types::TokenScore;
 
 use crate::answer::Piece;
 use crate::request::RequestError;
@@ -39,6 +40,10 @@ struct Shared {
 struct Pending {
     pieces: VecDeque<Piece>,
     bytes: usize,
+    /// Of prompts whose scores were asked for, by the prompt's number; complete before its first piece.
+    scores: HashMap<u32, Arc<[TokenScore]>>,
+    /// Of prompts that were to be made vectors of, by the prompt's number.
+    vectors: HashMap<u32, Vec<f32>>,
     /// Prompt tokens that were not computed anew.
     cached_tokens: u64,
     end: Option<Result<(), RequestError>>,
@@ -66,6 +71,16 @@ impl Writer {
         }
         self.0.arrived.notify_one();
         Ok(())
+    }
+
+    /// How likely the model finds the tokens of a prompt, the first left out.
+    pub(crate) fn scored(&self, prompt: u32, scores: Vec<TokenScore>) {
+        self.0.pending.lock().scores.insert(prompt, scores.into());
+    }
+
+    /// The vector of a prompt.
+    pub(crate) fn embedded(&self, prompt: u32, vector: Vec<f32>) {
+        self.0.pending.lock().vectors.insert(prompt, vector);
     }
 
     pub(crate) fn add_cached_tokens(&self, tokens: u32) {
@@ -105,6 +120,16 @@ impl Reader {
             }
             self.shared.arrived.notified().await;
         }
+    }
+
+    /// See [`Writer::scored`]; none if nobody asked.
+    pub(crate) fn scores(&self, prompt: u32) -> Arc<[TokenScore]> {
+        self.shared.pending.lock().scores.get(&prompt).cloned().unwrap_or_default()
+    }
+
+    /// See [`Writer::embedded`].
+    pub(crate) fn take_vector(&mut self, prompt: u32) -> Option<Vec<f32>> {
+        self.shared.pending.lock().vectors.remove(&prompt)
     }
 
     pub(crate) fn cached_tokens(&self) -> u64 {

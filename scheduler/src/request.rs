@@ -4,6 +4,7 @@
 //! from the tokens that the client already has. Every attempt has its own epoch; whatever an attempt holds on a worker is a guard.
 
 mod error;
+mod scores;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +17,7 @@ use proto::control;
 use telemetry::SchedulerMetrics;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
-use types::{RequestId, RequestKey, Role, SampledToken, SamplingParams, Stage, TokenId};
+use types::{GenerateSpec, Pooling, RequestId, RequestKey, Role, SampledToken, SamplingParams, Stage, TokenId};
 
 use crate::admission::Admission;
 use crate::answer::{Answer, Style};
@@ -26,6 +27,7 @@ use crate::link::{Connection, Event, Failure, Link};
 use crate::output::Writer;
 use crate::pairing::{Facts, PREFIX_BLOCK, Route};
 use error::{Broken, Taken, at};
+use scores::Scores;
 
 pub(crate) use error::RequestError;
 
@@ -40,11 +42,20 @@ pub(crate) struct Request {
     /// Hashed; empty = shared.
     pub(crate) cache_salt: Vec<u8>,
     pub(crate) style: Style,
+    /// Make a vector of the prompt instead of generating.
+    pub(crate) embed: Option<Pooling>,
     pub(crate) arrived: Instant,
     /// Attempts in all.
     pub(crate) attempts: u32,
     /// Go this way and no other (canaries).
     pub(crate) via: Option<Route>,
+}
+
+impl Request {
+    /// Which prompt of the client's request this is.
+    pub(crate) fn number(&self) -> u32 {
+        self.first_index / self.choices.max(1)
+    }
 }
 
 /// Serves one request to its end; dropping the future cancels it on every worker.
@@ -56,7 +67,9 @@ pub(crate) async fn serve(
     writer: &Writer,
 ) -> Result<(), RequestError> {
     let (epochs, model, first_token) = (AtomicU32::new(0), OnceLock::new(), OnceLock::new());
-    let story = Story { cluster, admission, metrics, request, writer, epochs, model, first_token };
+    let scored = if request.sampling.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
+    let scores = Scores::new(scored.saturating_sub(1));
+    let story = Story { cluster, admission, metrics, request, writer, epochs, model, first_token, scores };
     story.tell().await
 }
 
@@ -73,6 +86,7 @@ struct Story<'a> {
     /// Digest of the model that the first attempt ran on; no other may continue its text.
     model: OnceLock<String>,
     first_token: OnceLock<Instant>,
+    scores: Scores,
 }
 
 /// The way of one attempt. Dropping it gives its share of the instances back.
@@ -111,6 +125,15 @@ impl Story<'_> {
         (0..self.request.choices).map(answer).collect()
     }
 
+    /// The work of an attempt; what earlier ones told of the prompt is not asked again.
+    fn spec(&self, leg: &Leg) -> GenerateSpec {
+        let mut spec = leg.spec(self.request);
+        if self.scores.are_complete() {
+            spec.sampling.prompt_logprobs = None;
+        }
+        spec
+    }
+
     /// What follows a failed attempt.
     fn again(&self, mut leg: Leg, broken: Broken) -> Result<Vec<Leg>, RequestError> {
         let (stage, failure) = match broken {
@@ -130,6 +153,7 @@ impl Story<'_> {
 
     async fn attempt(&self, mut leg: Leg) -> (Leg, Result<(), Broken>) {
         leg.epoch = self.epochs.fetch_add(1, Ordering::Relaxed);
+        leg.found.clear();
         let outcome = self.stages(&mut leg).await;
         (leg, outcome)
     }
@@ -137,6 +161,9 @@ impl Story<'_> {
     async fn stages(&self, leg: &mut Leg) -> Result<(), Broken> {
         let mut path = self.routed(leg).await?;
         let _running = self.metrics.running();
+        if let Some(pooling) = self.request.embed {
+            return self.embedding(leg, &mut path, pooling).await;
+        }
         let Some(prefill) = path.prefill.clone() else {
             return self.computing_locally(leg, &mut path).await;
         };
@@ -197,14 +224,14 @@ impl Story<'_> {
         if self.model.get_or_init(|| model.digest.clone()) != &model.digest {
             return Ok(Asked::Absent(Role::Decode));
         }
-        let spec = leg.spec(self.request);
+        let spec = self.spec(leg);
         let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
         let chain = hash_chain(&ChainRoot::new(&model.digest, &spec.cache_salt), &tokens, PREFIX_BLOCK);
         let excluded = leg.tried.excluded(self.cluster);
         let facts = Facts {
             tokens: tokens.len() as u32,
             chain: &chain,
-            choices: leg.answers.len() as u32,
+            choices: self.request.sampling.beam.map_or(leg.answers.len() as u32, |beam| beam.width),
             new_tokens: spec.sampling.max_tokens.saturating_sub(spec.output.len() as u32),
             excluded: &excluded,
         };
@@ -242,7 +269,7 @@ impl Story<'_> {
     /// D sets blocks aside; its ticket tells P where to send what D lacks.
     async fn reserved(&self, leg: &Leg, path: &Path) -> Result<(Link, Bytes), Failure> {
         let mut decode = path.decode.link(path.key.clone())?;
-        decode.reserve(&leg.spec(self.request))?;
+        decode.reserve(&self.spec(leg))?;
         match decode.next().await? {
             Event::Reserved(reserved) => {
                 debug!(request_id = %path.key.request, stage = %Stage::Reserved, cached_tokens = reserved.cached_tokens, lease_ms = reserved.lease_ms, "reserved");
@@ -266,28 +293,33 @@ impl Story<'_> {
     ) -> Result<(Link, Vec<control::Token>), Broken> {
         let failed = at(Stage::Prefilling);
         let mut prefill = connection.link(path.key.clone()).map_err(&failed)?;
-        prefill.prefill(&leg.spec(self.request), ticket).map_err(&failed)?;
-        let event = tokio::select! {
-            biased;
-            event = prefill.next() => event,
-            // D has nothing to say before Generate, except that it cannot go on.
-            event = decode.next() => match event {
-                Ok(other) => Err(decode.unexpected(other.name(), "nothing before Generate")),
-                Err(failure) => Err(failure),
-            },
-        };
-        let first = match event.map_err(&failed)? {
-            Event::FirstTokens(first) if first.tokens.len() == leg.answers.len() => first,
-            Event::FirstTokens(first) => {
-                let what = format!("FirstTokens with {} tokens", first.tokens.len());
-                return Err(failed(prefill.unexpected(what, "one token per choice")));
+        prefill.prefill(&self.spec(leg), ticket).map_err(&failed)?;
+        let first = loop {
+            match next_of_pair(&mut prefill, decode).await.map_err(&failed)? {
+                Event::PromptScores(scores) => self.scored(&prefill, scores).map_err(&failed)?,
+                Event::FirstTokens(first) if first.tokens.len() == leg.first_tokens(self.request) => break first,
+                Event::FirstTokens(first) => {
+                    let what = format!("FirstTokens with {} tokens", first.tokens.len());
+                    return Err(failed(prefill.unexpected(what, "one token per choice")));
+                }
+                other => return Err(failed(prefill.unexpected(other.name(), "FirstTokens"))),
             }
-            other => return Err(failed(prefill.unexpected(other.name(), "FirstTokens"))),
         };
         path.booked.computed();
         self.computed(leg, path, connection, &first.stats.unwrap_or_default());
-        self.take(leg, &prefill, &first.tokens).map_err(|broken| broken.during(Stage::Prefilling))?;
+        if self.request.sampling.beam.is_none() {
+            self.take(leg, &prefill, &first.tokens).map_err(|broken| broken.during(Stage::Prefilling))?;
+        }
         Ok((prefill, first.tokens))
+    }
+
+    /// Tells the client, once they are complete, how likely the prompt's tokens are.
+    fn scored(&self, from: &Link, message: control::PromptScores) -> Result<(), Failure> {
+        let gap = |gap: scores::Gap| from.unexpected(gap.to_string(), "the next score");
+        if let Some(scores) = self.scores.add(message).map_err(gap)? {
+            self.writer.scored(self.request.number(), scores);
+        }
+        Ok(())
     }
 
     /// Learns from what computing the prompt took, wherever that was.
@@ -302,6 +334,23 @@ impl Story<'_> {
         }
     }
 
+    /// A prompt of which only a vector is wanted ends here, on P or, without one, on D.
+    async fn embedding(&self, leg: &Leg, path: &mut Path, pooling: Pooling) -> Result<(), Broken> {
+        let failed = at(Stage::Prefilling);
+        let connection = path.prefill.clone().unwrap_or_else(|| path.decode.clone());
+        let mut link = connection.link(path.key.clone()).map_err(&failed)?;
+        link.embed(&self.spec(leg), pooling).map_err(&failed)?;
+        let embedding = match link.next().await.map_err(&failed)? {
+            Event::Embedding(embedding) => embedding,
+            other => return Err(failed(link.unexpected(other.name(), "Embedding"))),
+        };
+        link.settle();
+        path.booked.computed();
+        self.computed(leg, path, &connection, &embedding.stats.unwrap_or_default());
+        self.writer.embedded(self.request.number(), embedding.values);
+        Ok(())
+    }
+
     // ---- 5 Transferring
 
     /// D may go on as soon as the KV has landed. A choice that ended with its first token stays out.
@@ -311,7 +360,7 @@ impl Story<'_> {
         };
         let first: Vec<control::Token> = first.into_iter().filter(unfinished).collect();
         // The spec is that of the reservation: without the first tokens, which stand beside it.
-        let mut spec = leg.spec(self.request);
+        let mut spec = self.spec(leg);
         spec.output.truncate(first.first().map_or(0, |token| token.position as usize));
         decode.generate(&spec, first)
     }
@@ -320,7 +369,7 @@ impl Story<'_> {
     async fn computing_locally(&self, leg: &mut Leg, path: &mut Path) -> Result<(), Broken> {
         let failed = at(Stage::Prefilling);
         let mut decode = path.decode.link(path.key.clone()).map_err(&failed)?;
-        decode.generate(&leg.spec(self.request), Vec::new()).map_err(&failed)?;
+        decode.generate(&self.spec(leg), Vec::new()).map_err(&failed)?;
         self.decoding(leg, path, &mut decode, None).await
     }
 
@@ -348,14 +397,22 @@ impl Story<'_> {
                     let stage = if landed || path.prefill.is_none() { Stage::Decoding } else { Stage::Transferring };
                     let tokens = match event.map_err(at(stage))? {
                         Event::Tokens(tokens) => tokens,
+                        Event::PromptScores(scores) => {
+                            self.scored(decode, scores).map_err(at(stage))?;
+                            continue;
+                        }
                         other => return Err(at(stage)(decode.unexpected(other.name(), "Tokens"))),
                     };
                     if !landed {
                         landed = true;
                         self.landed(leg, path, tokens.prefill.as_ref());
                     }
-                    self.take(leg, decode, &tokens.tokens).map_err(|broken| broken.during(Stage::Decoding))?;
-                    cut(leg, decode, &tokens.tokens);
+                    let tokens = match self.request.sampling.beam {
+                        Some(_) => self.found(leg, decode, tokens.tokens).map_err(at(Stage::Decoding))?,
+                        None => tokens.tokens,
+                    };
+                    self.take(leg, decode, &tokens).map_err(|broken| broken.during(Stage::Decoding))?;
+                    cut(leg, decode, &tokens);
                 }
                 event = shipped => match event {
                     Ok(Event::Shipped(stats)) => {
@@ -405,6 +462,9 @@ impl Story<'_> {
 
     /// Turns tokens into text for the client.
     fn take(&self, leg: &mut Leg, from: &Link, tokens: &[control::Token]) -> Result<(), Taken> {
+        if !self.scores.are_complete() && !tokens.is_empty() {
+            return Err(Taken::Unexpected(from.unexpected("a token", "the scores of the prompt before it")));
+        }
         for token in tokens {
             let token = SampledToken::from(token.clone());
             let Some(answer) = leg.answers.iter_mut().find(|answer| answer.choice == token.choice) else {
@@ -421,6 +481,17 @@ impl Story<'_> {
         Ok(())
     }
 
+    /// The texts that a beam search found, once all are here; nothing before.
+    fn found(&self, leg: &mut Leg, from: &Link, tokens: Vec<control::Token>) -> Result<Vec<control::Token>, Failure> {
+        leg.found.extend(tokens);
+        let most = leg.answers.len().saturating_mul(self.request.sampling.max_tokens as usize);
+        if leg.found.len() > most {
+            return Err(from.unexpected("more tokens than were asked for", "the texts that were found"));
+        }
+        let ended = leg.found.iter().filter(|token| token.finish() != control::Finish::None).count();
+        if ended < leg.answers.len() { Ok(Vec::new()) } else { Ok(std::mem::take(&mut leg.found)) }
+    }
+
     fn count(&self, answer: &mut Answer) {
         let now = Instant::now();
         match answer.last_at.replace(now) {
@@ -433,6 +504,18 @@ impl Story<'_> {
         if let Some(finish) = answer.finish() {
             self.metrics.choice_finished(finish.reason());
         }
+    }
+}
+
+/// What P says next; D has nothing to say before Generate, except that it cannot go on.
+async fn next_of_pair(prefill: &mut Link, decode: &mut Link) -> Result<Event, Failure> {
+    tokio::select! {
+        biased;
+        event = prefill.next() => event,
+        event = decode.next() => match event {
+            Ok(other) => Err(decode.unexpected(other.name(), "nothing before Generate")),
+            Err(failure) => Err(failure),
+        },
     }
 }
 

@@ -4,7 +4,9 @@ use engine::{Engine, EngineConfig};
 use kv::BlockPool;
 use tests::workers::Pair;
 use transfer::TransportKind;
-use types::{GenerateSpec, Role, SampledToken, SamplingParams};
+use types::{
+    BeamParams, EarlyStopping, GenerateSpec, Pooling, Role, SampledToken, SamplingParams, TokenId, TokenScore,
+};
 use worker::{Config, fake};
 
 /// How an instance differs from its peer.
@@ -62,6 +64,82 @@ impl Oracle {
     fn generate(&mut self, spec: &GenerateSpec) -> Vec<SampledToken> {
         engine::generate(&mut self.engine, &self.pool, spec, 256).unwrap().concat()
     }
+
+    /// Of the prompt's tokens, as far as they were asked for.
+    fn scores(&mut self, spec: &GenerateSpec) -> Vec<TokenScore> {
+        let Some(top) = spec.sampling.prompt_logprobs else { return Vec::new() };
+        engine::prompt_scores(&mut self.engine, &self.pool, &spec.prompt, top, 256).unwrap()
+    }
+}
+
+impl Oracle {
+    /// What a plain beam search finds, one forward pass of the whole text per candidate list.
+    fn beams(&mut self, spec: &GenerateSpec, beam: BeamParams) -> Vec<Vec<TokenId>> {
+        let eos = self.engine.eos_token_ids().to_vec();
+        let sampling = SamplingParams { max_tokens: 1, logprobs: Some(2 * beam.width), ..SamplingParams::default() };
+        fake::beams(spec, beam, &eos, |output| {
+            let prompt = [&spec.prompt[..], output].concat().into();
+            let spec = GenerateSpec { prompt, choices: 0..1, sampling: sampling.clone(), ..spec.clone() };
+            self.generate(&spec).swap_remove(0).top
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beams_are_those_of_a_plain_search_in_one_process() {
+    let chunks = Shape { max_num_batched_tokens: 16, block_size: 8, ..SHAPE };
+    for (model, prefill, decode) in [("llama", SHAPE, chunks), ("qwen2", chunks, SHAPE)] {
+        let mut oracle = Oracle::load(model);
+        let mut pair = pair(model, prefill, decode, TransportKind::Inproc).await;
+        let mut expected = Vec::new();
+        let mut requests = Vec::new();
+        for (start, width, n, length_penalty, early_stopping) in [
+            (1, 2, 2, 1.0, EarlyStopping::No),
+            (2, 4, 2, 0.6, EarlyStopping::Yes),
+            (3, 5, 1, 1.5, EarlyStopping::Never),
+        ] {
+            let beam = BeamParams { width, length_penalty, early_stopping };
+            let sampling = SamplingParams { max_tokens: 12, beam: Some(beam), ..SamplingParams::default() };
+            let prompt = (0..20 + 9 * start).map(|i| 3 + (start * 31 + i * 7) % 120).collect();
+            let spec = GenerateSpec { prompt, output: Vec::new(), choices: 0..n, sampling, cache_salt: Vec::new() };
+            expected.push(oracle.beams(&spec, beam));
+            requests.push((start.to_string(), spec, None));
+        }
+        let texts = |tokens: &[SampledToken]| -> Vec<Vec<TokenId>> {
+            let choices = tokens.chunk_by(|one, other| one.choice == other.choice);
+            choices.map(|tokens| tokens.iter().map(|token| token.id).collect()).collect()
+        };
+        for ((name, spec, _), expected) in requests.iter().zip(&expected) {
+            let found = pair.aggregated(&format!("local {name}"), spec).await;
+            assert_eq!(&texts(&found.tokens), expected, "{model}: aggregated {name}");
+        }
+        let outcomes = pair.run_all(requests.clone()).await;
+        for ((name, ..), expected) in requests.iter().zip(&expected) {
+            assert_eq!(outcomes[name].failed, [], "{model}: {name}");
+            assert_eq!(&texts(&outcomes[name].tokens), expected, "{model}: {name}");
+        }
+        pair.settled().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vectors_are_those_of_one_process() {
+    let chunks = Shape { max_num_batched_tokens: 16, block_size: 8, ..SHAPE };
+    let mut oracle = Oracle::load("qwen3");
+    let mut pair = pair("qwen3", chunks, SHAPE, TransportKind::Inproc).await;
+    // The second round finds the prompts in both caches.
+    for round in 0..2 {
+        for (i, spec) in specs().iter().enumerate() {
+            for pooling in [Pooling::Last, Pooling::Mean] {
+                let expected = engine::embed(&mut oracle.engine, &oracle.pool, &spec.prompt, pooling, 256).unwrap();
+                let spec = GenerateSpec { choices: 0..1, ..spec.clone() };
+                for found in pair.embed(&format!("{round} {i} {pooling:?}"), &spec, pooling).await {
+                    assert_eq!(found, expected, "round {round}, prompt {i}, {pooling:?}");
+                }
+            }
+        }
+    }
+    pair.settled().await;
 }
 
 /// Requests of every kind: greedy, sampled, several choices, penalties, logprobs, a shared prefix.
@@ -80,6 +158,7 @@ fn specs() -> Vec<GenerateSpec> {
         allowed_token_ids: (3..90).collect(),
         bad_words: (3..40).map(|token| vec![token, token + 1]).chain([vec![50]]).collect(),
         priority: -1,
+        prompt_logprobs: Some(2),
         ..sampled.clone()
     };
     let stops = SamplingParams { ignore_eos: false, stop_token_ids: (3..40).collect(), ..sampled.clone() };
@@ -102,6 +181,7 @@ async fn check(model: &str, prefill: Shape, decode: Shape, transport: TransportK
         let outcome = pair.run(&format!("alone {i}"), spec).await;
         assert_eq!(outcome.failed, [], "{model} {prefill:?} {decode:?} {transport}: request {i}");
         assert_eq!(outcome.tokens, oracle.generate(spec), "{model} {prefill:?} {decode:?} {transport}: request {i}");
+        assert_eq!(outcome.scores, oracle.scores(spec), "{model} {prefill:?} {decode:?} {transport}: prompt {i}");
     }
     // All at once, with the prefixes of the first round in both caches.
     let request = |(i, spec): (usize, &GenerateSpec)| (i.to_string(), spec.clone(), None);
@@ -109,10 +189,16 @@ async fn check(model: &str, prefill: Shape, decode: Shape, transport: TransportK
     for (i, spec) in specs.iter().enumerate() {
         let found = &outcomes[&i.to_string()];
         assert_eq!(found.tokens, oracle.generate(spec), "{model} {prefill:?} {decode:?} {transport}: together, {i}");
+        assert_eq!(
+            found.scores,
+            oracle.scores(spec),
+            "{model} {prefill:?} {decode:?} {transport}: together, prompt {i}"
+        );
     }
     for (i, spec) in specs.iter().enumerate() {
         let outcome = pair.aggregated(&format!("local {i}"), spec).await;
         assert_eq!(outcome.tokens, oracle.generate(spec), "{model} {decode:?}: aggregated {i}");
+        assert_eq!(outcome.scores, oracle.scores(spec), "{model} {decode:?}: aggregated prompt {i}");
     }
     pair.settled().await;
 }

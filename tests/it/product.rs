@@ -125,3 +125,39 @@ async fn a_pool_too_small_for_all_preempts_and_changes_no_text() {
     let count = preempted.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     assert!(count.is_some_and(|count| count > 0.0), "nothing was preempted: {preempted:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_frees_every_block() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let client = cluster.client();
+    let ready = client.get("/ready").await.body;
+    let address = |instance: &serde_json::Value| format!("http://{}", instance["address"].as_str().unwrap());
+    let ledgers: Vec<_> = ready["instances"].as_array().unwrap().iter().map(|at| Client::new(address(at))).collect();
+    let until = async |wanted: &str, met: fn(u64) -> bool| {
+        for _ in 0..1500 {
+            let found = futures::future::join_all(ledgers.iter().map(|ledger| ledger.get("/kv"))).await;
+            if met(found.iter().map(|ledger| ledger.body["blocks"]["leased"].as_u64().unwrap()).sum()) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        panic!("blocks were never {wanted}");
+    };
+    // Each goes on for far longer than the client stays.
+    let question = "What is a block?";
+    let long = json!({"messages": [{"role": "user", "content": question}], "prompt": question, "max_tokens": 1500, "ignore_eos": true});
+    for (path, more) in [
+        (CHAT, json!({"temperature": 0, "prompt_logprobs": 2})),
+        (CHAT, json!({"temperature": 0, "use_beam_search": true, "n": 2, "best_of": 8})),
+        ("/v1/completions", json!({"n": 3, "best_of": 5, "echo": true, "logprobs": 1})),
+    ] {
+        let mut body = long.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let client = client.clone();
+        let asking = tokio::spawn(async move { client.post(path, &body).await.status });
+        until("leased", |leased| leased > 0).await;
+        assert!(!asking.is_finished(), "{path} {more}: it ended by itself");
+        asking.abort();
+        until("given back", |leased| leased == 0).await;
+    }
+}

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use proto::control;
 use proto::control::worker_client::WorkerClient;
 use proto::control::{
-    Cancel, Failed, FirstTokens, Generate, Hello, Prefill, PrefillStats, Reserve, Reserved, SchedulerMessage,
-    TransferStats, WorkerMessage, scheduler_message as order, worker_message::Body,
+    Cancel, Failed, FirstTokens, Generate, Hello, Prefill, PrefillStats, PromptScores, Reserve, Reserved,
+    SchedulerMessage, TransferStats, WorkerMessage, scheduler_message as order, worker_message::Body,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use types::{FinishReason, GenerateSpec, RequestKey, SampledToken};
+use types::{FinishReason, GenerateSpec, Pooling, RequestKey, SampledToken, TokenScore};
 use worker::Running;
 
 /// Longest silence that a test accepts.
@@ -80,10 +81,19 @@ pub enum CancelAt {
 pub struct Outcome {
     /// In order of choice and position.
     pub tokens: Vec<SampledToken>,
+    /// Of the prompt's tokens from the second on.
+    pub scores: Vec<TokenScore>,
     pub failed: Vec<Failed>,
     pub cached_on_decode: u32,
     pub prefill: Option<PrefillStats>,
     pub shipped: Option<TransferStats>,
+}
+
+impl Outcome {
+    fn score(&mut self, message: PromptScores) {
+        assert_eq!(message.first as usize, self.scores.len() + 1, "scores come in order");
+        self.scores.extend(message.scores.into_iter().map(TokenScore::from));
+    }
 }
 
 /// P, D and the streams to both.
@@ -163,11 +173,12 @@ impl Pair {
                 request.outcome.tokens.extend(tokens.tokens.into_iter().map(Into::into));
                 self.cancel_if(name, request, CancelAt::SecondToken).await;
             }
+            Body::PromptScores(message) => request.outcome.score(message),
             Body::Failed(failed) => {
                 request.outcome.failed.push(failed);
                 self.cancel(name, request).await;
             }
-            Body::Welcome(_) | Body::Load(_) | Body::Pong(_) => {}
+            Body::Embedding(_) | Body::Welcome(_) | Body::Load(_) | Body::Pong(_) => {}
         }
         request.decode_over |= finished(&request.outcome.tokens) == request.spec.choices.len();
     }
@@ -186,7 +197,10 @@ impl Pair {
 
     async fn first_tokens(&mut self, name: &str, request: &mut Request, first: FirstTokens) {
         request.outcome.prefill = first.stats;
-        request.outcome.tokens.extend(first.tokens.iter().cloned().map(SampledToken::from));
+        // Those of a search are candidates.
+        if request.spec.sampling.beam.is_none() {
+            request.outcome.tokens.extend(first.tokens.iter().cloned().map(SampledToken::from));
+        }
         self.cancel_if(name, request, CancelAt::FirstTokens).await;
         if request.decode_over {
             return;
@@ -220,12 +234,28 @@ impl Pair {
         let mut outcome = Outcome::default();
         while finished(&outcome.tokens) < spec.choices.len() {
             match self.to_decode.next().await {
+                Some(Body::PromptScores(message)) => outcome.score(message),
                 Some(Body::Tokens(tokens)) => outcome.tokens.extend(tokens.tokens.into_iter().map(Into::into)),
                 other => panic!("expected tokens, found {other:?}"),
             }
         }
         outcome.tokens.sort_by_key(|token| (token.choice, token.position));
         outcome
+    }
+
+    /// The vectors of a prompt as P and as D compute them.
+    pub async fn embed(&mut self, name: &str, spec: &GenerateSpec, pooling: Pooling) -> Vec<Vec<f32>> {
+        let mut vectors = Vec::new();
+        for line in [&mut self.to_prefill, &mut self.to_decode] {
+            let pooling = control::Pooling::from(pooling).into();
+            line.send(order::Body::Embed(control::Embed { key: wire_key(name), spec: Some(spec.into()), pooling }))
+                .await;
+            match line.next().await {
+                Some(Body::Embedding(found)) => vectors.push(found.values),
+                other => panic!("expected a vector, found {other:?}"),
+            }
+        }
+        vectors
     }
 
     /// The stream to D, for tests that speak for themselves.
@@ -260,6 +290,8 @@ fn name_of(body: &Body) -> Option<String> {
         Body::Reserved(message) => &message.key,
         Body::FirstTokens(message) => &message.key,
         Body::Shipped(message) => &message.key,
+        Body::PromptScores(message) => &message.key,
+        Body::Embedding(message) => &message.key,
         Body::Tokens(message) => &message.key,
         Body::Failed(message) => &message.key,
         Body::Welcome(_) | Body::Load(_) | Body::Pong(_) => return None,

@@ -25,16 +25,18 @@ pub(crate) trait Backend {
     fn project_heads(&mut self, weights: &Heads<Self>);
     /// Rotates `q` and `k` and writes `k` and `v` into the KV of `layer`.
     fn rope_and_store(&mut self, plan: &StepPlan, layer: usize);
-    /// From here to the end of the step only the plan's sampled tokens are computed: `h` and `q` keep those, in the plan's order.
-    fn keep_sampled(&mut self, plan: &StepPlan);
+    /// From here to the end of the step only the plan's kept tokens are computed: `h` and `q` keep those, in the plan's order.
+    fn keep(&mut self, plan: &StepPlan);
     /// `a` = attention of the `q` of `rows`, which are the plan's, over the KV of `layer`, that of the new tokens included.
     fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize);
     /// `h += sum over ranks of a * w^T`, plus the bias.
     fn add_attended(&mut self, output: &Linear<Self>);
     /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases.
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>);
-    /// Products of the normed `h` with this rank's rows of `head`.
-    fn logits(&mut self, norm: &Self::Vector, head: &Self::Matrix);
+    /// The normed `h` of these kept tokens, `[token][hidden]`. May be asked again while the step lasts.
+    fn hidden(&mut self, tokens: &[usize], norm: &Self::Vector) -> &[f32];
+    /// Products of the normed `h` of these kept tokens with this rank's rows of `head`. May be asked again while the step lasts.
+    fn logits(&mut self, tokens: &[usize], norm: &Self::Vector, head: &Self::Matrix);
 }
 
 /// What a matrix is for.

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use kv::BlockId;
-use types::{SampledToken, SamplingParams, TokenId, TokenSet};
+use types::{SampledToken, SamplingParams, TokenId, TokenScore, TokenSet};
 
 /// The rows of one step.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,29 @@ pub struct BatchRow<'a> {
     pub blocks: &'a [BlockId],
     /// Draws from the last new token's logits; empty for a chunk that does not end its prompt.
     pub samples: Vec<SampleRequest<'a>>,
+    pub probe: Probe<'a>,
+}
+
+/// What a row reports of its new tokens beside draws.
+#[derive(Clone, Debug, Default)]
+pub enum Probe<'a> {
+    #[default]
+    None,
+    /// How likely the model finds what follows: `next[i]` after new token `skip + i`, with the `top` most probable.
+    Scores { skip: usize, next: &'a [TokenId], top: u32 },
+    /// The sum of the last hidden states, after the last norm, of the last `count` new tokens, added one after the other to `before`
+    /// (empty = zeros).
+    Hidden { count: usize, before: &'a [f64] },
+}
+
+/// The answer to a [`Probe`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Probed {
+    None,
+    /// One per token of `next`.
+    Scores(Vec<TokenScore>),
+    /// One number per hidden dimension.
+    Hidden(Vec<f64>),
 }
 
 /// One draw. `prompt` and `output` are the sequence so far, for penalties, lengths and the draw's place in the random sequence.
@@ -60,6 +83,8 @@ pub struct StepOutput {
     /// Per row of the batch, one token per [`SampleRequest`], in order. `finish` is set where the token ends its choice.
     /// A row is empty where a request leaves no token to be drawn.
     pub rows: Vec<Vec<SampledToken>>,
+    /// One per row of the batch.
+    pub probed: Vec<Probed>,
     /// Wall time of the step in microseconds, sampling included.
     pub micros: u64,
 }

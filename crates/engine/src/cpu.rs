@@ -181,14 +181,14 @@ impl Backend for Cpu {
         }
     }
 
-    fn keep_sampled(&mut self, plan: &StepPlan) {
+    fn keep(&mut self, plan: &StepPlan) {
         let Values { h, q, .. } = &mut self.values;
         for (values, width) in [(h, self.hidden), (q, self.shape.heads * self.shape.head_dim)] {
-            // Sampled tokens are in ascending order, so none is overwritten before it has moved.
-            for (to, from) in plan.sampled.iter().enumerate() {
+            // Kept tokens are in ascending order, so none is overwritten before it has moved.
+            for (to, from) in plan.kept.iter().enumerate() {
                 values.copy_within(from * width..(from + 1) * width, to * width);
             }
-            values.truncate(plan.sampled.len() * width);
+            values.truncate(plan.kept.len() * width);
         }
     }
 
@@ -213,8 +213,21 @@ impl Backend for Cpu {
         self.add_delta(mlp.down.bias.as_ref());
     }
 
-    fn logits(&mut self, norm: &Vec<f32>, head: &CpuMatrix) {
-        self.norm(norm);
+    fn hidden(&mut self, tokens: &[usize], norm: &Vec<f32>) -> &[f32] {
+        let Values { h, n, .. } = &mut self.values;
+        n.resize(tokens.len() * self.hidden, 0.0);
+        for (out, token) in n.chunks_exact_mut(self.hidden).zip(tokens) {
+            out.copy_from_slice(&h[token * self.hidden..][..self.hidden]);
+        }
+        kernels::rms_norm(self.isa, &self.pool, norm, self.eps, n);
+        n
+    }
+
+    fn logits(&mut self, tokens: &[usize], norm: &Vec<f32>, head: &CpuMatrix) {
+        if tokens.is_empty() {
+            return self.values.logits.clear();
+        }
+        self.hidden(tokens, norm);
         let Values { n, logits, rows, .. } = &mut self.values;
         products(self.isa, &self.pool, rows, n, [Product { matrix: head, bias: None, out: logits }]);
     }

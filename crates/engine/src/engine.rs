@@ -26,27 +26,27 @@ pub struct Engine {
     identity: ModelIdentity,
     limits: Limits,
     memory: MemoryPlan,
-    bounds: Bounds,
+    pub(crate) bounds: Bounds,
     /// One thread per rank; the caller of `step` is rank 0.
-    rank_threads: Pool,
+    pub(crate) rank_threads: Pool,
     /// Each locked by its own thread only.
-    ranks: Vec<Mutex<Rank>>,
-    all_reduce: Arc<AllReduce>,
+    pub(crate) ranks: Vec<Mutex<Rank>>,
+    pub(crate) all_reduce: Arc<AllReduce>,
     store: Arc<RankedStore>,
     inverse_frequencies: Vec<f32>,
-    sampler: Sampler,
+    pub(crate) sampler: Sampler,
     /// Rank 0's compute threads, which also sample.
-    pool: Arc<Pool>,
+    pub(crate) pool: Arc<Pool>,
     /// `[sampled token][vocabulary]` of the current step.
-    logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
 }
 
 /// What came of one request: no token where it leaves none.
 type Draw = Result<Option<SampledToken>, NotANumber>;
 
-struct Rank {
-    backend: Cpu,
-    decoder: Decoder<Cpu>,
+pub(crate) struct Rank {
+    pub(crate) backend: Cpu,
+    pub(crate) decoder: Decoder<Cpu>,
 }
 
 impl Engine {
@@ -121,8 +121,9 @@ impl Engine {
         });
         self.gather_logits(plan.sampled.len());
         let rows = self.sample(batch)?;
+        let probed = self.probe(batch, &plan)?;
         let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Ok(StepOutput { rows, micros })
+        Ok(StepOutput { rows, probed, micros })
     }
 
     /// Copies a block in every layer and rank (copy-on-write). Ids outside the store are ignored.
@@ -131,7 +132,7 @@ impl Engine {
     }
 
     /// Puts the ranks' parts of each row side by side; one rank's logits are taken as they are.
-    fn gather_logits(&mut self, rows: usize) {
+    pub(crate) fn gather_logits(&mut self, rows: usize) {
         let (ranks, vocab) = (self.ranks.len(), self.bounds.vocab_size);
         if let [only] = &mut self.ranks[..] {
             std::mem::swap(only.get_mut().backend.logits_mut(), &mut self.logits);

@@ -5,22 +5,26 @@ use std::ops::Range;
 use kernels::AttentionRow;
 use types::TokenId;
 
-use crate::{Batch, Error};
+use crate::{Batch, BatchRow, Error, Probe};
 
 /// The tokens of all rows one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct StepPlan {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) rows: Vec<PlanRow>,
-    /// The sampled tokens as rows of one token each, counted from 0: what is left to compute once the last layer's KV is written.
+    /// The kept tokens as rows, counted from 0: what is left to compute once the last layer's KV is written.
     pub(crate) ends: Vec<PlanRow>,
     /// Blocks of all rows.
     blocks: Vec<u32>,
     /// `[token][head_dim / 2]`
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
-    /// Tokens whose logits are wanted: the last of each row that samples, in row order.
+    /// Tokens that are computed to the end, in row order: those of which something is wanted beside KV.
+    pub(crate) kept: Vec<usize>,
+    /// Where among the kept the last token of each row stands that samples, in row order.
     pub(crate) sampled: Vec<usize>,
+    /// Where among the kept each row's first probed token stands.
+    pub(crate) probed: Vec<usize>,
 }
 
 /// One row: `count` tokens from index `first` of the plan, standing at `start` and after.
@@ -60,14 +64,35 @@ impl StepPlan {
             let before = plan.blocks.len();
             plan.blocks.extend(held.map(|block| block.0));
             let blocks = before..plan.blocks.len();
-            if !row.samples.is_empty() {
-                let (first, start) = (plan.sampled.len(), start + count - 1);
-                plan.ends.push(PlanRow { first, count: 1, start, blocks: blocks.clone() });
-                plan.sampled.push(plan.tokens.len() - 1);
-            }
+            plan.keep(row, first, blocks.clone());
             plan.rows.push(PlanRow { first, count, start, blocks });
         }
         Ok(plan)
+    }
+
+    /// Notes what of a row, which begins at token `first` of the plan, is computed to the end.
+    fn keep(&mut self, row: &BatchRow<'_>, first: usize, blocks: Range<usize>) {
+        let last = if row.samples.is_empty() {
+            row.tokens.len()..row.tokens.len()
+        } else {
+            row.tokens.len() - 1..row.tokens.len()
+        };
+        let probed = match row.probe {
+            Probe::Scores { skip, next, .. } if !next.is_empty() => skip..skip + next.len(),
+            Probe::Hidden { count, .. } if count > 0 => row.tokens.len() - count..row.tokens.len(),
+            Probe::Scores { .. } | Probe::Hidden { .. } | Probe::None => last.clone(),
+        };
+        let kept = probed.start.min(last.start)..if last.is_empty() { probed.end } else { last.end };
+        self.probed.push(self.kept.len() + probed.start - kept.start);
+        if kept.is_empty() {
+            return;
+        }
+        let start = row.start as usize + kept.start;
+        self.ends.push(PlanRow { first: self.kept.len(), count: kept.len(), start, blocks });
+        self.kept.extend(kept.map(|token| first + token));
+        if !last.is_empty() {
+            self.sampled.push(self.kept.len() - 1);
+        }
     }
 
     /// The blocks of one of this plan's rows.
@@ -112,7 +137,7 @@ fn check_size(batch: &Batch<'_>, bounds: &Bounds) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_row(row: &crate::BatchRow<'_>, bounds: &Bounds) -> Result<(), String> {
+fn check_row(row: &BatchRow<'_>, bounds: &Bounds) -> Result<(), String> {
     if row.tokens.is_empty() {
         return Err("no tokens".to_owned());
     }
@@ -127,8 +152,24 @@ fn check_row(row: &crate::BatchRow<'_>, bounds: &Bounds) -> Result<(), String> {
     if row.blocks.len() < needed {
         return Err(format!("{} blocks of {} tokens for {end} positions", row.blocks.len(), bounds.block_size));
     }
+    check_probe(&row.probe, row.tokens.len(), bounds)?;
     match row.blocks.iter().take(needed).find(|block| block.0 >= bounds.blocks) {
         Some(block) => Err(format!("block {} of {}", block.0, bounds.blocks)),
         None => Ok(()),
+    }
+}
+
+fn check_probe(probe: &Probe<'_>, tokens: usize, bounds: &Bounds) -> Result<(), String> {
+    match probe {
+        Probe::None => Ok(()),
+        Probe::Scores { skip, next, .. } if skip.saturating_add(next.len()) > tokens => {
+            Err(format!("{} scores after token {skip} of {tokens}", next.len()))
+        }
+        Probe::Hidden { count, .. } if *count > tokens => Err(format!("hidden states of {count} tokens of {tokens}")),
+        Probe::Hidden { .. } => Ok(()),
+        Probe::Scores { next, .. } => match next.iter().find(|token| **token as usize >= bounds.vocab_size) {
+            Some(token) => Err(format!("scored token {token} of a vocabulary of {}", bounds.vocab_size)),
+            None => Ok(()),
+        },
     }
 }

@@ -9,7 +9,7 @@ mod permit;
 mod random;
 
 use kernels::{Isa, argmax, log_sum_exp};
-use types::{FinishReason, SampledToken, TokenId};
+use types::{FinishReason, SampledToken, TokenId, TokenScore};
 
 use crate::SampleRequest;
 
@@ -51,6 +51,9 @@ impl Sampler {
         let permitted = permit::permitted(request, &self.eos_token_ids);
         let adjusted = adjust::adjust(logits, request, &ends, permitted.as_ref());
         let scores = adjusted.as_deref().unwrap_or(logits);
+        if let Some(beam) = params.beam {
+            return self.candidates(scores, request, 2 * beam.width as usize).ok_or(NotANumber).map(Some);
+        }
         let best = argmax(self.isa, scores).ok_or(NotANumber)?;
         if scores[best] == f32::NEG_INFINITY {
             return Ok(None);
@@ -70,6 +73,29 @@ impl Sampler {
             top: top.into_iter().map(|id| (id as TokenId, logits[id] - normaliser)).collect(),
             finish: self.finish(id as TokenId, request, &ends),
         }))
+    }
+
+    /// For a beam search: the most probable tokens of the adjusted logits, all of them as alternatives of the best.
+    fn candidates(&self, scores: &[f32], request: &SampleRequest<'_>, count: usize) -> Option<SampledToken> {
+        let normaliser = log_sum_exp(self.isa, scores);
+        let possible = draw::largest(scores, count).into_iter().filter(|id| scores[*id] > f32::NEG_INFINITY);
+        let top: Vec<_> = possible.map(|id| (id as TokenId, scores[id] - normaliser)).collect();
+        let &(id, logprob) = top.first()?;
+        let position = request.output.len() as u32;
+        Some(SampledToken { choice: request.choice, id, position, logprob, top, finish: None })
+    }
+
+    /// How likely a given token is, with the `top` most probable. `None` if the logits are not numbers.
+    pub(crate) fn score(&self, logits: &[f32], id: TokenId, top: u32) -> Option<TokenScore> {
+        let normaliser = log_sum_exp(self.isa, logits);
+        let logit = *logits.get(id as usize).filter(|_| normaliser.is_finite())?;
+        let better = logits.iter().filter(|other| **other > logit).count();
+        let top = draw::largest(logits, top as usize);
+        Some(TokenScore {
+            logprob: logit - normaliser,
+            rank: better as u32 + 1,
+            top: top.into_iter().map(|id| (id as TokenId, logits[id] - normaliser)).collect(),
+        })
     }
 
     /// Tokens that end this request. Under a constraint EOS is drawn only where the text ends.

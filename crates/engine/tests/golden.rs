@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, SampleRequest, generate};
-use kv::{BlockPool, BlockTable, KvDtype, Owner, Phase};
+use engine::{Engine, EngineConfig, generate, prompt_scores};
+use kv::{BlockPool, KvDtype};
 use serde::Deserialize;
 use types::{GenerateSpec, SamplingParams, TokenId};
 
@@ -100,24 +100,14 @@ fn check_greedy(at: &str, engine: &mut Engine, pool: &BlockPool, golden: &Prompt
     }
 }
 
-/// Token by token; a bias picks the token whose log-probability is wanted.
+/// Prompt and answer as one text that is given, in steps of a few tokens.
 fn check_given(at: &str, engine: &mut Engine, pool: &BlockPool, golden: &Prompt, tolerance: f32) {
     let tokens = [&golden.prompt[..], &golden.tokens].concat();
     let expected = [&golden.prompt_logprobs[..], &golden.logprobs].concat();
-    assert_eq!(tokens.len(), expected.len() + 1, "{at}");
-    let mut table = BlockTable::new(pool.block_size());
-    let owner = Owner { key: types::RequestKey { request: "golden".into(), epoch: 0 }, phase: Phase::Computing };
-    table.extend(pool.allocate(table.blocks_needed(tokens.len()), owner).unwrap());
-    for (i, expected) in expected.iter().enumerate() {
-        let next = tokens[i + 1];
-        let params = SamplingParams { logit_bias: vec![(next, 1e6)], ..SamplingParams::default() };
-        let samples =
-            vec![SampleRequest { params: &params, choice: 0, prompt: &tokens[..=i], output: &[], constraint: None }];
-        let row = BatchRow { tokens: &tokens[i..=i], start: i as u32, blocks: table.ids(), samples };
-        let output = engine.step(&Batch { rows: vec![row] }, &NoObserver).unwrap();
-        let found = &output.rows[0][0];
-        assert_eq!(found.id, next, "{at}");
-        close(&format!("{at}, token {} of all", i + 1), found.logprob, *expected, tolerance);
+    let found = prompt_scores(engine, pool, &tokens, 0, 7).unwrap();
+    assert_eq!(found.len(), expected.len(), "{at}");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        close(&format!("{at}, token {} of all", i + 1), found.logprob, expected, tolerance);
     }
 }
 

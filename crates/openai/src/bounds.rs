@@ -64,6 +64,8 @@ bounds! {
     bad_word_bytes = 256,
     /// Alternatives reported per token (`logprobs` of completions, `top_logprobs` of chat).
     top_logprobs = 20,
+    /// Entries of a prompt's reported logprobs: tokens of all prompts x (alternatives + 1) x n.
+    prompt_logprobs = 1_048_576,
     /// Entries of tools.
     tools = 128,
     /// Bytes of tools as JSON.

@@ -43,17 +43,22 @@ impl CompletionRequest {
     pub fn validate(&self, bounds: &Bounds) -> Result<ValidCompletion, ApiError> {
         let fields = Fields::check(&self.fields, Endpoint::Completions, bounds)?;
         let mut generation = Generation::read(&fields, bounds)?;
-        let prompts = read_prompts(&fields, bounds)?;
+        let prompts = read_prompts(&fields, "prompt", bounds)?;
         at_most(
             "prompt",
             "sequences (prompts x best_of)",
             prompts.len() * generation.best_of as usize,
             bounds.choices,
         )?;
+        if generation.stream.is_some() && generation.template.beam.is_some() {
+            let message = "use_beam_search finds its texts at the end; send stream false";
+            return Err(ApiError::bad_field("stream", message));
+        }
         let echo = fields.bool("echo").unwrap_or(false);
         generation.template.logprobs = fields.count("logprobs");
-        if echo && generation.wants_logprobs() {
-            return Err(ApiError::not_supported("echo", "echo together with logprobs"));
+        if echo {
+            // The echoed prompt's tokens are reported as the answer's are.
+            generation.template.prompt_logprobs = generation.prompt_logprobs.max(generation.template.logprobs);
         }
         let max_tokens = generation.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT);
         if *max_tokens == 0 && !echo {
@@ -65,32 +70,33 @@ impl CompletionRequest {
 }
 
 impl Prompt {
-    /// Refuses token ids that the model does not have.
-    pub fn check_vocabulary(&self, model: &ModelFacts) -> Result<(), ApiError> {
+    /// Refuses token ids that the model does not have. `name` is the field's.
+    pub fn check_vocabulary(&self, name: &str, model: &ModelFacts) -> Result<(), ApiError> {
         let Self::Tokens(ids) = self else { return Ok(()) };
         match ids.iter().find(|id| **id >= model.vocab_size) {
-            Some(id) => Err(outside_vocabulary("prompt", *id, model)),
+            Some(id) => Err(outside_vocabulary(name, *id, model)),
             None => Ok(()),
         }
     }
 }
 
-fn read_prompts(fields: &Fields<'_>, bounds: &Bounds) -> Result<Vec<Prompt>, ApiError> {
-    let value = fields.get("prompt").ok_or_else(|| ApiError::bad_field("prompt", "prompt is required"))?;
+/// The prompts of this field.
+pub(crate) fn read_prompts(fields: &Fields<'_>, name: &str, bounds: &Bounds) -> Result<Vec<Prompt>, ApiError> {
+    let value = fields.get(name).ok_or_else(|| ApiError::bad_field(name, format!("{name} is required")))?;
     let prompts = match value {
-        Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![read_prompt("prompt", value)?],
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![read_prompt(name, value)?],
         Value::Array(items) => {
-            at_most("prompt", "prompts", items.len(), bounds.prompts)?;
+            at_most(name, "prompts", items.len(), bounds.prompts)?;
             items
                 .iter()
                 .enumerate()
-                .map(|(at, item)| read_prompt(&format!("prompt[{at}]"), item))
+                .map(|(at, item)| read_prompt(&format!("{name}[{at}]"), item))
                 .collect::<Result<_, _>>()?
         }
-        _ => vec![read_prompt("prompt", value)?],
+        _ => vec![read_prompt(name, value)?],
     };
     if prompts.is_empty() {
-        return Err(ApiError::bad_field("prompt", "prompt must not be empty"));
+        return Err(ApiError::bad_field(name, format!("{name} must not be empty")));
     }
     Ok(prompts)
 }

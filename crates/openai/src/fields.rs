@@ -16,6 +16,8 @@ pub enum Endpoint {
     Chat,
     /// `POST /v1/responses`
     Responses,
+    /// `POST /v1/embeddings`
+    Embeddings,
     /// `POST /generate` of the plain server
     Generate,
     /// `POST /tokenize`
@@ -65,18 +67,22 @@ pub enum Kind {
     },
 }
 
-use Endpoint::{Chat, Completions, Detokenize, Generate, Responses, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Embeddings, Generate, Responses, Tokenize};
 
-const ALL: &[Endpoint] = &[Completions, Chat, Responses, Tokenize, Detokenize];
+const ALL: &[Endpoint] = &[Completions, Chat, Responses, Embeddings, Tokenize, Detokenize];
 
 const BOTH: &[Endpoint] = &[Completions, Chat];
 const C: &[Endpoint] = &[Completions];
 const H: &[Endpoint] = &[Chat];
 const G: &[Endpoint] = &[Generate];
 const CHG: &[Endpoint] = &[Completions, Chat, Generate];
+const E: &[Endpoint] = &[Embeddings];
+const BOTH_E: &[Endpoint] = &[Completions, Chat, Embeddings];
+const CHGE: &[Endpoint] = &[Completions, Chat, Generate, Embeddings];
+const CHRE: &[Endpoint] = &[Completions, Chat, Responses, Embeddings];
+const HTE: &[Endpoint] = &[Chat, Tokenize, Embeddings];
 const R: &[Endpoint] = &[Responses];
 const CHGR: &[Endpoint] = &[Completions, Chat, Generate, Responses];
-const CHR: &[Endpoint] = &[Completions, Chat, Responses];
 const HR: &[Endpoint] = &[Chat, Responses];
 const HT: &[Endpoint] = &[Chat, Tokenize];
 
@@ -109,7 +115,9 @@ const MESSAGES: Kind = structured(
 const INPUT: Kind = structured(
     r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "object", "properties": {"type": {"const": "message"}, "role": {"type": "string"}, "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": {"type": "string"}}, "required": ["type", "text"]}}]}}, "required": ["role", "content"]}, {"type": "object", "properties": {"type": {"const": "function_call"}, "call_id": {"type": "string"}, "name": {"type": "string"}, "arguments": {"type": "string"}}, "required": ["type", "call_id", "name", "arguments"]}, {"type": "object", "properties": {"type": {"const": "function_call_output"}, "call_id": {"type": "string"}, "output": {"type": "string"}}, "required": ["type", "call_id", "output"]}]}}]}"#,
 );
+const ENCODING: Kind = structured(r#"{"enum": ["float", "base64"]}"#);
 const SIDE: Kind = structured(r#"{"enum": ["left", "right"]}"#);
+const EARLY_STOPPING: Kind = structured(r#"{"enum": [true, false, "never"]}"#);
 const BIASES: Kind = structured(r#"{"type": "object", "additionalProperties": {"type": "number"}}"#);
 const STREAM_OPTIONS: Kind = structured(
     r#"{"type": "object", "properties": {"include_usage": {"type": "boolean", "default": false}, "continuous_usage_stats": {"type": "boolean", "default": false}}}"#,
@@ -183,21 +191,26 @@ pub static FIELDS: &[Field] = &[
     field("prompt", &[Tokenize], STRING, "string; or send messages"),
     field("tokens", &[Detokenize], IDS, "list of token ids"),
     field("return_token_strs", &[Tokenize], Kind::Bool, "adds token_strs").or("false"),
-    field("messages", HT, MESSAGES, "the conversation; content is a string or a list of text parts"),
+    field("messages", HTE, MESSAGES, "the conversation; content is a string or a list of text parts"),
     field("input", R, INPUT, "string, or a list of items: messages, function_call, function_call_output, reasoning"),
+    field("input", E, PROMPTS, "string, list of strings, list of token ids, or list of such lists; or send messages"),
+    field("encoding_format", E, ENCODING, "float, or base64 of the numbers as little-endian f32").or("\"float\""),
+    field("dimensions", E, tokens(1), "leading numbers of each vector that are kept; default all"),
     field("instructions", R, STRING, "a system message in front of the input"),
     field("text", R, TEXT_FORMAT, "format: text, json_object or json_schema; the schema always holds, strict or not"),
     field("previous_response_id", R, NAME, "go on from a stored answer"),
+    field("add_special_tokens", E, Kind::Bool, "let the tokenizer add BOS; default true for input, false for messages"),
     field("add_special_tokens", C, Kind::Bool, "let the tokenizer add BOS").or("true"),
     field("add_special_tokens", H, Kind::Bool, "let the tokenizer add BOS").or("false"),
     field("add_special_tokens", &[Tokenize], Kind::Bool, "let the tokenizer add BOS; default true for a prompt, false for messages"),
-    field("truncate_prompt_tokens", CHG, Kind::Integer { min: -1, max: |_| i64::from(u32::MAX) }, "keep so many tokens of the prompt; -1 = what the context has room for"),
-    field("truncation_side", BOTH, SIDE, "left drops the first tokens, right the last").or("\"left\""),
+    field("truncate_prompt_tokens", CHGE, Kind::Integer { min: -1, max: |_| i64::from(u32::MAX) }, "keep so many tokens of the prompt; -1 = what the context has room for"),
+    field("truncation_side", BOTH_E, SIDE, "left drops the first tokens, right the last").or("\"left\""),
+    field("add_generation_prompt", E, Kind::Bool, "end the prompt with the head of an answer").or("false"),
     field("add_generation_prompt", HT, Kind::Bool, "end the prompt with the head of an answer").or("true"),
-    field("continue_final_message", HT, Kind::Bool, "leave the last message open and go on with it").or("false"),
-    field("chat_template", HT, STRING, "a Jinja template to use instead of the model's; needs --trust-request-chat-template"),
-    field("chat_template_kwargs", HT, OBJECT, "further variables of the chat template"),
-    field("documents", HT, OBJECTS, "passed to the chat template"),
+    field("continue_final_message", HTE, Kind::Bool, "leave the last message open and go on with it").or("false"),
+    field("chat_template", HTE, STRING, "a Jinja template to use instead of the model's; needs --trust-request-chat-template"),
+    field("chat_template_kwargs", HTE, OBJECT, "further variables of the chat template"),
+    field("documents", HTE, OBJECTS, "passed to the chat template"),
     field("tools", &[Tokenize], OBJECTS, "passed to the chat template"),
     field("tools", H, TOOLS, "functions that the model may call; shown to it by the chat template"),
     field("tool_choice", H, TOOL_CHOICE, "none: answer with text; auto: call or not, the default with tools; required: call; or the name of the function to call"),
@@ -220,7 +233,7 @@ pub static FIELDS: &[Field] = &[
     field("include_stop_str_in_output", CHG, Kind::Bool, "").or("false"),
     // How to sample.
     field("n", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices per prompt").or("1"),
-    field("best_of", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices to generate, of which the n with the highest summed logprob come back; default n"),
+    field("best_of", CHG, Kind::Integer { min: 1, max: |bounds| clamp(bounds.n) }, "choices to generate, of which the n with the highest summed logprob come back; the width of a beam search; default n"),
     field("temperature", CHGR, number(0.0, 2.0), "0 = greedy").or("1"),
     field("top_p", CHGR, Kind::Number { min: 0.0, max: 1.0, min_allowed: false }, "").or("1"),
     field("top_k", CHG, tokens(-1), "-1 and 0 = off").or("0"),
@@ -229,10 +242,13 @@ pub static FIELDS: &[Field] = &[
     field("presence_penalty", CHG, number(-2.0, 2.0), "").or("0"),
     field("frequency_penalty", CHG, number(-2.0, 2.0), "").or("0"),
     field("repetition_penalty", CHG, number(0.001, 1000.0), "").or("1"),
+    field("use_beam_search", CHG, Kind::Bool, "answer with the n most probable texts that a search of width best_of finds; needs temperature 0 and a width of at least 2").or("false"),
+    field("length_penalty", CHG, number(-10.0, 10.0), "a text's score is its summed logprob divided by its length to this power; needs use_beam_search").or("1"),
+    field("early_stopping", CHG, EARLY_STOPPING, "true, false or never: when a beam search ends that has found as many texts as it is wide").or("false"),
     field("logit_bias", BOTH, BIASES, "object from token id to a number, clamped to [-100, 100]"),
     field("allowed_token_ids", BOTH, IDS, "only these tokens may be drawn"),
     field("bad_words", BOTH, WORDS, "list of strings whose tokens the answer must not contain").or("[]"),
-    field("priority", BOTH, Kind::Integer { min: -PRIORITY_MAX, max: |_| PRIORITY_MAX }, "lower is served first where requests wait for a worker").or("0"),
+    field("priority", BOTH_E, Kind::Integer { min: -PRIORITY_MAX, max: |_| PRIORITY_MAX }, "lower is served first where requests wait for a worker").or("0"),
     // What form the text must have; one of these at most.
     field("response_format", BOTH, RESPONSE_FORMAT, "text, json_object or json_schema; the schema always holds, strict or not").or(r#"{"type": "text"}"#),
     field("guided_json", BOTH, SCHEMA, "the text is JSON of this schema, an object or its text"),
@@ -243,20 +259,21 @@ pub static FIELDS: &[Field] = &[
     // What to report.
     field("logprobs", C, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "number of alternatives per token"),
     field("logprobs", H, Kind::Bool, "").or("false"),
+    field("prompt_logprobs", BOTH, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "logprobs of the prompt's tokens with so many alternatives; above 0 not with stream"),
     field("top_logprobs", H, Kind::Integer { min: 0, max: |bounds| clamp(bounds.top_logprobs) }, "alternatives per token; needs logprobs").or("0"),
     field("stream", CHGR, Kind::Bool, "").or("false"),
     field("stream_options", BOTH, STREAM_OPTIONS, "include_usage and continuous_usage_stats, both false by default; needs stream"),
     field("skip_special_tokens", CHG, Kind::Bool, "").or("true"),
     field("return_tokens_as_token_ids", BOTH, Kind::Bool, "logprobs name tokens as token_id:N").or("false"),
     field("return_token_ids", BOTH, Kind::Bool, "adds token_ids and prompt_token_ids").or("false"),
-    field("request_id", CHR, STRING, "becomes part of id; default random"),
-    field("cache_salt", CHR, STRING, "prompts share cached KV only under an equal salt"),
+    field("request_id", CHRE, STRING, "becomes part of id; default random"),
+    field("cache_salt", CHRE, STRING, "prompts share cached KV only under an equal salt"),
     field("store", R, Kind::Bool, "keep the answer for a while, so that it can be read again and gone on from").or("true"),
     field("metadata", R, OBJECT, "repeated in the answer"),
     // Accepted without effect.
     field("logprobs", G, Kind::Accepted, "not shown in the answer"),
     field("prompt_logprobs", G, Kind::Accepted, "not shown in the answer"),
-    field("user", CHR, Kind::Accepted, "ignored"),
+    field("user", CHRE, Kind::Accepted, "ignored"),
     field("reasoning", R, Kind::Accepted, "ignored"),
     field("include", R, Kind::Accepted, "ignored"),
     field("spaces_between_special_tokens", CHG, Kind::Accepted, "no effect with fast tokenizers"),
@@ -264,10 +281,6 @@ pub static FIELDS: &[Field] = &[
     field("guided_whitespace_pattern", BOTH, Kind::Accepted, "ignored: JSON is spaced by nothing, a space, or a line break with its indentation"),
     field("kv_transfer_params", BOTH, Kind::Accepted, "ignored: a client never names addresses or blocks"),
     // Refused until built.
-    field("use_beam_search", CHG, not_yet(is_false, "beam search"), ""),
-    field("length_penalty", CHG, not_yet(equals::<1>, "beam search"), "1.0 only"),
-    field("early_stopping", CHG, not_yet(is_false, "beam search"), "false only"),
-    field("prompt_logprobs", BOTH, not_yet(never, "reporting the prompt's logprobs"), ""),
     field("detokenize", G, not_yet(is_true, "an answer without text"), "true only"),
     field("background", R, not_yet(is_false, "answering in the background"), "false only"),
     field("truncation", R, not_yet(is_disabled, "dropping the middle of a conversation"), "disabled only"),

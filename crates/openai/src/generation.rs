@@ -1,7 +1,7 @@
 //! What both endpoints have in common: sampling, limits, stop strings, streaming.
 
 use serde_json::Value;
-use types::{SamplingParams, TokenId};
+use types::{BeamParams, EarlyStopping, SamplingParams, TokenId};
 
 use crate::check::{Fields, at_most, check_text, token_id, wrong};
 use crate::error::Shown;
@@ -42,6 +42,8 @@ pub struct Generation {
     pub return_token_ids: bool,
     /// Logprobs name tokens by their ids.
     pub return_tokens_as_token_ids: bool,
+    /// Report the prompt's tokens with so many alternatives.
+    pub prompt_logprobs: Option<u32>,
     /// `None` = the prompt as it is.
     pub(crate) truncation: Option<Truncation>,
     /// `None` = the client left it open.
@@ -72,12 +74,18 @@ pub struct StreamOptions {
 
 impl Generation {
     pub(crate) fn read(fields: &Fields<'_>, bounds: &Bounds) -> Result<Self, ApiError> {
+        let n = fields.count("n").unwrap_or(1);
+        let best_of = fields.count("best_of").unwrap_or(n);
+        let mut template = read_sampling(fields, bounds)?;
+        template.beam = read_beam(fields, best_of)?;
+        check_choices(n, best_of, &template)?;
         let generation = Self {
             model: fields.text("model").map(str::to_owned),
             request_id: read_request_id(fields, bounds)?,
             cache_salt: read_cache_salt(fields, bounds)?,
-            n: fields.count("n").unwrap_or(1),
-            best_of: fields.count("best_of").or(fields.count("n")).unwrap_or(1),
+            n,
+            // A search generates no more than it answers with.
+            best_of: if template.beam.is_some() { n } else { best_of },
             stream: read_stream(fields)?,
             bad_words: read_bad_words(fields, bounds)?,
             stop: read_stop(fields, bounds)?,
@@ -85,26 +93,25 @@ impl Generation {
             skip_special_tokens: fields.bool("skip_special_tokens").unwrap_or(true),
             return_token_ids: fields.bool("return_token_ids").unwrap_or(false),
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids").unwrap_or(false),
+            prompt_logprobs: fields.count("prompt_logprobs"),
             truncation: read_truncation(fields)?,
             seed: fields.integer("seed").filter(|seed| *seed != -1).map(|seed| seed as u64),
             max_tokens: fields.count("max_completion_tokens").or(fields.count("max_tokens")),
             structured: structured::read(fields, bounds)?,
-            template: read_sampling(fields, bounds)?,
+            template,
         };
         generation.check_together()?;
         Ok(generation)
     }
 
     fn check_together(&self) -> Result<(), ApiError> {
-        let (n, best_of) = (self.n, self.best_of);
-        if best_of < n {
-            let message = format!("best_of must be at least n, got best_of {best_of} with n {n}");
-            return Err(ApiError::bad_field("best_of", message));
+        if let (Some(_), Some(structured)) = (self.template.beam, &self.structured) {
+            let message = format!("use_beam_search cannot be combined with {}", structured.field);
+            return Err(ApiError::bad_field("use_beam_search", message));
         }
-        if best_of > 1 && self.template.temperature == 0.0 {
-            let name = if n > 1 { "n" } else { "best_of" };
-            let message = format!("{name} must be 1 with greedy sampling (temperature 0), got {}", n.max(best_of));
-            return Err(ApiError::bad_field(name, message));
+        if self.stream.is_some() && self.prompt_logprobs > Some(0) {
+            let message = "prompt_logprobs above 0 cannot be streamed; send stream false";
+            return Err(ApiError::bad_field("prompt_logprobs", message));
         }
         Ok(())
     }
@@ -140,12 +147,13 @@ impl Generation {
         fresh_seed: u64,
     ) -> Result<SamplingParams, ApiError> {
         let left = (model.max_model_len as usize).saturating_sub(prompt_tokens) as u32;
-        // Even a request for no output needs the prompt itself to fit; one for the rest needs room for a token.
-        let asked = self.max_tokens.unwrap_or(1);
+        // Even a request for no output needs the prompt itself to fit; one for the rest, or for the prompt's scores, needs room for a token.
+        let scored = u32::from(self.template.prompt_logprobs.is_some());
+        let asked = self.max_tokens.map_or(1, |asked| asked.max(scored));
         if prompt_tokens > model.max_model_len as usize || asked > left {
             return Err(ApiError::context_length(model.max_model_len, prompt_tokens, self.max_tokens.unwrap_or(0)));
         }
-        let max_tokens = self.max_tokens.unwrap_or(left);
+        let max_tokens = self.max_tokens.map_or(left, |_| asked);
         let min_tokens = self.template.min_tokens;
         if min_tokens > max_tokens {
             let message = format!(
@@ -168,6 +176,23 @@ impl Generation {
         self.structured.is_some()
     }
 
+    /// Refuses to report more of the prompts, which have so many tokens together, than the bound allows.
+    pub fn check_scores(&self, prompt_tokens: usize, bounds: &Bounds) -> Result<(), ApiError> {
+        let Some(top) = self.template.prompt_logprobs else { return Ok(()) };
+        let entries = prompt_tokens.saturating_mul(top as usize + 1).saturating_mul(self.n as usize);
+        at_most("prompt_logprobs", "entries (prompt tokens x (alternatives + 1) x n)", entries, bounds.prompt_logprobs)
+    }
+
+    /// Alternatives of an echoed prompt's tokens; `None` = they are not reported.
+    pub fn echoed_logprobs(&self, echo: bool) -> Option<u32> {
+        self.template.logprobs.filter(|_| echo)
+    }
+
+    /// Whether nothing is to be generated, only the prompt given back.
+    pub fn prompt_only(&self) -> bool {
+        self.max_tokens == Some(0)
+    }
+
     /// Whether tokens' logprobs go into the answer.
     pub fn wants_logprobs(&self) -> bool {
         self.template.logprobs.is_some()
@@ -179,6 +204,56 @@ pub(crate) fn outside_vocabulary(param: &str, id: TokenId, model: &ModelFacts) -
         param,
         format!("{param}: token id {id} is outside the vocabulary of {} tokens", model.vocab_size),
     )
+}
+
+/// The search that is asked for, of this width.
+fn read_beam(fields: &Fields<'_>, width: u32) -> Result<Option<BeamParams>, ApiError> {
+    let length_penalty = fields.number("length_penalty").unwrap_or(1.0) as f32;
+    let early_stopping = match fields.get("early_stopping") {
+        None | Some(Value::Bool(false)) => EarlyStopping::No,
+        Some(Value::Bool(true)) => EarlyStopping::Yes,
+        Some(value) if value == "never" => EarlyStopping::Never,
+        Some(value) => return Err(wrong("early_stopping", "true, false or \"never\"", value)),
+    };
+    if fields.bool("use_beam_search").unwrap_or(false) {
+        return Ok(Some(BeamParams { width, length_penalty, early_stopping }));
+    }
+    let needs = |name: &str| Err(ApiError::bad_field(name, format!("{name} needs use_beam_search to be true")));
+    match (length_penalty == 1.0, early_stopping) {
+        (false, _) => needs("length_penalty"),
+        (true, EarlyStopping::Yes | EarlyStopping::Never) => needs("early_stopping"),
+        (true, EarlyStopping::No) => Ok(None),
+    }
+}
+
+/// Rules between the number of choices and the way they are found.
+fn check_choices(n: u32, best_of: u32, template: &SamplingParams) -> Result<(), ApiError> {
+    let refuse = |name: &str, message: String| Err(ApiError::bad_field(name, message));
+    if best_of < n {
+        return refuse("best_of", format!("best_of must be at least n, got best_of {best_of} with n {n}"));
+    }
+    let greedy = template.temperature == 0.0;
+    if template.beam.is_none() && greedy && best_of > 1 {
+        let name = if n > 1 { "n" } else { "best_of" };
+        return refuse(name, format!("{name} must be 1 with greedy sampling (temperature 0), got {}", n.max(best_of)));
+    }
+    if template.beam.is_none() {
+        return Ok(());
+    }
+    if best_of < 2 {
+        return refuse("use_beam_search", format!("use_beam_search needs best_of (or n) of at least 2, got {best_of}"));
+    }
+    if !greedy {
+        let found = template.temperature;
+        return refuse("temperature", format!("temperature must be 0 with use_beam_search, got {found}"));
+    }
+    if template.top_p < 1.0 {
+        return refuse("top_p", format!("top_p must be 1 with use_beam_search, got {}", template.top_p));
+    }
+    match template.top_k {
+        0 => Ok(()),
+        top_k => refuse("top_k", format!("top_k must be off (-1 or 0) with use_beam_search, got {top_k}")),
+    }
 }
 
 fn read_sampling(fields: &Fields<'_>, bounds: &Bounds) -> Result<SamplingParams, ApiError> {
@@ -196,12 +271,14 @@ fn read_sampling(fields: &Fields<'_>, bounds: &Bounds) -> Result<SamplingParams,
         logit_bias: read_logit_bias(fields, bounds)?,
         allowed_token_ids: read_allowed_token_ids(fields, bounds)?,
         bad_words: Vec::new(),
+        beam: None,
         stop_token_ids: read_stop_token_ids(fields, bounds)?,
         ignore_eos: fields.bool("ignore_eos").unwrap_or(false),
         min_tokens: fields.count("min_tokens").unwrap_or(0),
         priority: fields.integer("priority").and_then(|priority| i32::try_from(priority).ok()).unwrap_or(0),
         logprobs: None,
         grammar: None,
+        prompt_logprobs: fields.count("prompt_logprobs"),
         seed: 0,
         max_tokens: 0,
     })

@@ -8,6 +8,7 @@ mod bounds;
 mod chat;
 mod check;
 mod completion;
+mod embeddings;
 mod error;
 mod fields;
 mod generate;
@@ -27,11 +28,14 @@ mod tools;
 pub use bounds::{Bound, Bounds};
 pub use chat::{ChatMessage, ChatRequest, Conversation, ValidChat};
 pub use completion::{CompletionRequest, Prompt, ValidCompletion};
+pub use embeddings::{EmbeddingsAnswer, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsSource, Encoding};
 pub use error::{ApiError, ErrorKind};
 pub use fields::{Endpoint, FIELDS, Field, Kind};
 pub use generate::{GenerateRequest, GenerateResponse};
 pub use generation::{Generation, ModelFacts, StreamOptions};
-pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenChance, TokenLogprob};
+pub use logprobs::{
+    ChatLogprobs, CompletionLogprobs, PromptLogprobs, PromptScore, PromptToken, TokenChance, TokenLogprob,
+};
 pub use models::{ModelCard, ModelList};
 pub use openapi::openapi;
 pub use part::ChatPart;

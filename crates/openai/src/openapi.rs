@@ -37,6 +37,13 @@ const OPERATIONS: &[Operation] = &[
         required: &["input"],
     },
     Operation {
+        endpoint: Endpoint::Embeddings,
+        path: "/v1/embeddings",
+        schema: "EmbeddingsRequest",
+        summary: "Vectors of texts, of length 1",
+        required: &[],
+    },
+    Operation {
         endpoint: Endpoint::Tokenize,
         path: "/tokenize",
         schema: "TokenizeRequest",

@@ -4,7 +4,7 @@ use serde::Serialize;
 use types::TokenId;
 
 use crate::part::{Message, ToolCall};
-use crate::{ChatLogprobs, ChatPart, CompletionLogprobs};
+use crate::{ChatLogprobs, ChatPart, CompletionLogprobs, PromptLogprobs};
 
 /// What every body and chunk of one request repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub struct CompletionChoice {
     logprobs: Option<CompletionLogprobs>,
     finish_reason: &'static str,
     stop_reason: Option<StopReason>,
-    prompt_logprobs: Option<()>,
+    prompt_logprobs: Option<PromptLogprobs>,
     token_ids: Option<Vec<TokenId>>,
     prompt_token_ids: Option<Vec<TokenId>>,
 }
@@ -93,7 +93,7 @@ pub struct ChatResponse {
     service_tier: Option<()>,
     system_fingerprint: Option<()>,
     usage: Usage,
-    prompt_logprobs: Option<()>,
+    prompt_logprobs: Option<PromptLogprobs>,
     prompt_token_ids: Option<Vec<TokenId>>,
     kv_transfer_params: Option<()>,
 }
@@ -196,6 +196,11 @@ impl CompletionChoice {
             prompt_token_ids: None,
         }
     }
+    /// For `prompt_logprobs`.
+    pub fn with_prompt_logprobs(mut self, logprobs: PromptLogprobs) -> Self {
+        self.prompt_logprobs = Some(logprobs);
+        self
+    }
     /// For `return_token_ids`.
     pub fn with_token_ids(mut self, prompt: Vec<TokenId>, output: Vec<TokenId>) -> Self {
         self.prompt_token_ids = Some(prompt);
@@ -220,6 +225,11 @@ impl ChatResponse {
             prompt_token_ids: None,
             kv_transfer_params: None,
         }
+    }
+    /// For `prompt_logprobs`.
+    pub fn with_prompt_logprobs(mut self, logprobs: PromptLogprobs) -> Self {
+        self.prompt_logprobs = Some(logprobs);
+        self
     }
     /// For `return_token_ids`.
     pub fn with_prompt_token_ids(mut self, prompt: Vec<TokenId>) -> Self {

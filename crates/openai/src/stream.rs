@@ -164,6 +164,14 @@ impl<'a> CompletionChunk<'a> {
         Self { envelope: Envelope::new(head, "text_completion"), choices: vec![choice], usage: None }
     }
 
+    /// The logprobs of an echoed prompt.
+    pub fn with_logprobs(mut self, logprobs: CompletionLogprobs) -> Self {
+        if let [choice] = &mut self.choices[..] {
+            choice.logprobs = Some(logprobs);
+        }
+        self
+    }
+
     /// The chunk for `include_usage`.
     pub fn usage(head: &'a Head, usage: Usage) -> Self {
         Self { envelope: Envelope::new(head, "text_completion"), choices: Vec::new(), usage: Some(usage) }

@@ -10,6 +10,8 @@ mod token_set;
 
 pub use identity::{Limits, Mismatch, ModelIdentity};
 pub use ids::{Epoch, InstanceId, RequestId, RequestKey, Role, TokenId};
-pub use sampling::{FinishReason, GenerateSpec, Grammar, SampledToken, SamplingParams};
+pub use sampling::{
+    BeamParams, EarlyStopping, FinishReason, GenerateSpec, Grammar, Pooling, SampledToken, SamplingParams, TokenScore,
+};
 pub use stage::Stage;
 pub use token_set::TokenSet;

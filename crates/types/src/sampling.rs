@@ -34,6 +34,10 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// The whole output, from position 0 on, must belong to this language.
     pub grammar: Option<Grammar>,
+    /// Report how likely the model finds each token of the prompt, with this many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// Search for the most probable outputs instead of drawing one per choice; the choices are then the best found, best first.
+    pub beam: Option<BeamParams>,
     /// Place in a worker's queue: lower goes first, equal ones in order of arrival.
     pub priority: i32,
 }
@@ -74,6 +78,8 @@ impl Default for SamplingParams {
             max_tokens: 16,
             logprobs: None,
             grammar: None,
+            prompt_logprobs: None,
+            beam: None,
             priority: 0,
         }
     }
@@ -113,6 +119,47 @@ pub struct SampledToken {
     pub top: Vec<(TokenId, f32)>,
     /// Set on a choice's last token.
     pub finish: Option<FinishReason>,
+}
+
+/// Beam search: how many continuations are followed, and when it ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BeamParams {
+    /// At least 1.
+    pub width: u32,
+    /// A sequence's score is its summed logprob divided by its length to this power.
+    pub length_penalty: f32,
+    pub early_stopping: EarlyStopping,
+}
+
+/// When a beam search that has as many finished sequences as its width ends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EarlyStopping {
+    /// When the best unfinished one, as long as it is now, is no better than the worst finished one.
+    No,
+    /// At once.
+    Yes,
+    /// When no unfinished one can become better, however long it gets.
+    Never,
+}
+
+/// Which of the model's last hidden states make a text's vector.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Pooling {
+    /// That of the last token.
+    Last,
+    /// The mean over all tokens.
+    Mean,
+}
+
+/// How likely the model finds a given token, such as one of the prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// Natural log of its probability.
+    pub logprob: f32,
+    /// 1 = the most probable of the vocabulary.
+    pub rank: u32,
+    /// Most probable alternatives, best first; empty unless asked for.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// Why a choice ended.

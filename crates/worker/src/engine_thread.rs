@@ -302,7 +302,7 @@ impl EngineThread {
 
     /// Hands an event over without waiting. Whoever does not fetch, or is gone, loses the job.
     fn deliver(&mut self, Event { key, what }: Event) {
-        let last = !matches!(what, Happening::Sampled { .. });
+        let last = matches!(what, Happening::Finished | Happening::Failed(_));
         let lost = self.events.get(&key).is_none_or(|events| events.try_send(what).is_err());
         if last || lost {
             self.events.remove(&key);

@@ -14,7 +14,7 @@ use text::Grammars;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use types::{Limits, ModelIdentity, Role};
+use types::{Limits, ModelIdentity, Role, TokenId};
 
 use crate::control::{Control, Introduction, RoleService};
 use crate::server::{self, Door};
@@ -75,7 +75,8 @@ impl Loaded {
         let (model, limits, store) = (engine.identity().clone(), engine.limits(), engine.kv_store());
         log_memory(&engine, &config);
         let pool = BlockPool::new(limits.blocks_total, limits.block_size);
-        let runner = Runner::new(runner_config(&model, &limits), pool.clone(), planner);
+        let config_of_runner = runner_config(&model, &limits, engine.eos_token_ids());
+        let runner = Runner::new(config_of_runner, pool.clone(), planner);
         let metrics = WorkerMetrics::new(&instance, role);
         let engine =
             EngineHandle::start(runner, engine, pool.clone(), metrics).context("cannot start the engine thread")?;
@@ -185,11 +186,12 @@ impl Drop for Running {
     }
 }
 
-fn runner_config(model: &ModelIdentity, limits: &Limits) -> RunnerConfig {
+fn runner_config(model: &ModelIdentity, limits: &Limits, eos_token_ids: &[TokenId]) -> RunnerConfig {
     RunnerConfig {
         digest: model.digest.clone(),
         vocab_size: model.vocab_size,
         max_model_len: model.max_model_len,
+        eos_token_ids: eos_token_ids.to_vec(),
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
     }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use hyper::{Request, Response};
 use openai::{
     ApiError, ChatChoice, ChatLogprobs, ChatMessage, ChatPart, ChatRequest, ChatResponse, Conversation, Finish,
-    ValidChat,
+    PromptLogprobs, ValidChat,
 };
 use text::{ChatTemplate, Message, ReasoningParser, RenderOptions};
 use tokio::time::Instant;
@@ -62,6 +62,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
         generation,
         prompts: vec![tokens],
         after_prompt: false,
+        embed: None,
         arrived,
     };
     Ok((api.launch(order).await?, Answering { echo, reading }))
@@ -128,6 +129,9 @@ async fn whole(mut generating: Generating, answering: Answering) -> Result<Respo
         if generating.token_ids { choice.with_token_ids(piece.token_ids) } else { choice }
     });
     let mut response = ChatResponse::new(&generating.head, choices.collect(), generating.usage());
+    if let Some(top) = generating.prompt_logprobs {
+        response = response.with_prompt_logprobs(PromptLogprobs::new(&generating.prompt_tokens(0), top));
+    }
     if generating.token_ids {
         response = response.with_prompt_token_ids(generating.prompt_of(0).to_vec());
     }

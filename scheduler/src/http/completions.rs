@@ -8,7 +8,7 @@ use axum::extract::State;
 use hyper::{Request, Response};
 use openai::{
     ApiError, CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, Finish, Prompt,
-    ValidCompletion,
+    PromptLogprobs, ValidCompletion,
 };
 use text::Tokenizer;
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use types::TokenId;
 use super::generate::{Generating, Order, answer, off_loop};
 use super::sse::{self, Shape};
 use super::{Api, Caller, json};
+use crate::answer::Piece;
 
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
@@ -27,33 +28,55 @@ pub(super) async fn create(
     answer(&api, started, stream, whole).await
 }
 
-/// The running request, and the text to repeat in front of the answers, one per prompt (none without `echo`).
-async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Vec<String>), ApiError> {
+/// The running request, and what to repeat in front of its answers.
+async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result<(Generating, Echo), ApiError> {
     let arrived = Instant::now();
     let body = api.body(request).await?;
     let completion = CompletionRequest::parse(&body, &api.bounds.request)?.validate(&api.bounds.request)?;
     api.check_model(completion.generation.model.as_deref())?;
     let ValidCompletion { generation, prompts, echo, add_special_tokens } = completion;
     let facts = api.facts();
-    prompts.iter().try_for_each(|prompt| prompt.check_vocabulary(&facts))?;
+    prompts.iter().try_for_each(|prompt| prompt.check_vocabulary("prompt", &facts))?;
     let (tokenizer, skip_special) = (api.tokenizer.clone(), generation.skip_special_tokens);
     let (prompts, texts) = off_loop(body.len(), move || {
         let pairs = prompts.into_iter().map(|prompt| tokenise(&tokenizer, prompt, add_special_tokens, skip_special));
         Ok(pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip())
     })
     .await?;
-    let echo: Vec<String> = if echo { texts } else { Vec::new() };
+    let echo = Echo { texts: if echo { texts } else { Vec::new() }, logprobs: generation.echoed_logprobs(echo) };
     let order = Order {
         caller,
         kind: "cmpl-",
         generation,
         prompts,
         after_prompt: true,
+        embed: None,
         reasoning: None,
         shown: Arc::default(),
         arrived,
     };
     Ok((api.launch(order).await?, echo))
+}
+
+/// The prompts' texts, to be repeated in front of every choice.
+pub(super) struct Echo {
+    /// One per prompt; none without `echo`.
+    texts: Vec<String>,
+    /// Report their tokens as the answer's, with so many alternatives.
+    logprobs: Option<u32>,
+}
+
+impl Echo {
+    /// The text of the prompt that a choice answers.
+    pub(super) fn text(&self, generating: &Generating, index: u32) -> &str {
+        self.texts.get((index / generating.n.max(1)) as usize).map_or("", String::as_str)
+    }
+
+    /// Its tokens' logprobs, once the choice has a piece.
+    pub(super) fn logprobs(&self, generating: &Generating, index: u32) -> Option<CompletionLogprobs> {
+        let chars = self.text(generating, index).chars().count();
+        self.logprobs.map(|top| CompletionLogprobs::of_prompt(&generating.prompt_tokens(index), chars, top))
+    }
 }
 
 /// A prompt as ids and as text.
@@ -79,23 +102,33 @@ pub(super) fn tokenise(
     }
 }
 
-async fn stream(generating: Generating, echo: Vec<String>) -> Result<Response<Body>, ApiError> {
+async fn stream(generating: Generating, echo: Echo) -> Result<Response<Body>, ApiError> {
     sse::respond(generating, Shape::Completion { echo }).await
 }
 
 /// The answer in one body.
-async fn whole(mut generating: Generating, echo: Vec<String>) -> Result<Response<Body>, ApiError> {
-    let choices = generating.collect().await?.into_iter().map(|piece| {
-        let echoed = echo.get((piece.index / generating.n) as usize).map_or("", String::as_str);
-        let offset = echoed.chars().count();
-        let logprobs = generating.logprobs.then(|| CompletionLogprobs::new(&piece.logprobs, offset));
-        let finish = piece.finish.unwrap_or_else(Finish::abort);
-        let choice = CompletionChoice::new(piece.index, format!("{echoed}{}", piece.text), logprobs, finish);
-        match generating.token_ids {
-            true => choice.with_token_ids(generating.prompt_of(piece.index).to_vec(), piece.token_ids),
-            false => choice,
+async fn whole(mut generating: Generating, echo: Echo) -> Result<Response<Body>, ApiError> {
+    let pieces = generating.collect().await?;
+    let choices = pieces.into_iter().map(|piece| choice(&generating, &echo, piece)).collect();
+    Ok(json(&CompletionResponse::new(&generating.head, choices, generating.usage())))
+}
+
+fn choice(generating: &Generating, echo: &Echo, piece: Piece) -> CompletionChoice {
+    let echoed = echo.text(generating, piece.index);
+    let logprobs = generating.logprobs.then(|| {
+        let answer = CompletionLogprobs::new(&piece.logprobs, echoed.chars().count());
+        match echo.logprobs(generating, piece.index) {
+            Some(prompt) => prompt.then(answer),
+            None => answer,
         }
     });
-    let choices = choices.collect();
-    Ok(json(&CompletionResponse::new(&generating.head, choices, generating.usage())))
+    let finish = piece.finish.unwrap_or_else(Finish::abort);
+    let mut choice = CompletionChoice::new(piece.index, format!("{echoed}{}", piece.text), logprobs, finish);
+    if let Some(top) = generating.prompt_logprobs {
+        choice = choice.with_prompt_logprobs(PromptLogprobs::new(&generating.prompt_tokens(piece.index), top));
+    }
+    match generating.token_ids {
+        true => choice.with_token_ids(generating.prompt_of(piece.index).to_vec(), piece.token_ids),
+        false => choice,
+    }
 }

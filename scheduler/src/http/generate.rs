@@ -9,12 +9,12 @@ use axum::body::Body;
 use futures::future::try_join_all;
 use hyper::Response;
 use kv::ChainRoot;
-use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, StreamOptions, Structured, Usage};
+use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, PromptToken, StreamOptions, Structured, Usage};
 use telemetry::Outcome;
 use text::{GrammarError, ReasoningParser, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
-use types::{RequestId, SamplingParams, TokenId};
+use types::{Pooling, RequestId, SamplingParams, TokenId};
 
 use super::error::{self, RETRY_SECONDS};
 use super::{Api, Caller, unix_seconds};
@@ -38,6 +38,8 @@ pub(super) struct Order {
     pub(super) reasoning: Option<ReasoningParser>,
     /// Special tokens that are text all the same.
     pub(super) shown: Arc<[TokenId]>,
+    /// Vectors of the prompts are wanted, and no text.
+    pub(super) embed: Option<Pooling>,
     pub(super) arrived: Instant,
 }
 
@@ -55,6 +57,11 @@ pub(super) struct Generating {
     best: Option<VecDeque<Piece>>,
     pub(super) token_ids: bool,
     pub(super) logprobs: bool,
+    /// The prompt's tokens are reported with so many alternatives.
+    pub(super) prompt_logprobs: Option<u32>,
+    /// Nothing is generated; what comes only says that the prompt is computed.
+    prompt_only: bool,
+    style: Style,
     completion_tokens: u64,
     /// `None` where the model does not think.
     reasoning_tokens: Option<u64>,
@@ -82,7 +89,10 @@ impl Api {
         let permit = self.admission.admit()?;
         let facts = self.facts();
         order.prompts.iter_mut().try_for_each(|prompt| order.generation.truncate(prompt, &facts))?;
-        let requests = self.requests(&order, &facts)?;
+        let prompt_tokens = order.prompts.iter().map(Vec::len).sum();
+        order.generation.check_scores(prompt_tokens, &self.bounds.request)?;
+        let style = self.style(&order);
+        let requests = self.requests(&order, &facts, &style)?;
         if let Some(structured) = &order.generation.structured {
             self.check_grammar(structured).await?;
         }
@@ -101,6 +111,9 @@ impl Api {
             best: None,
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
+            prompt_logprobs: generation.prompt_logprobs,
+            prompt_only: generation.prompt_only(),
+            style,
             completion_tokens: 0,
             reasoning_tokens: order.reasoning.is_some().then_some(0),
             reader: self.spawn(requests),
@@ -125,11 +138,9 @@ impl Api {
         })
     }
 
-    /// One request per prompt.
-    fn requests(&self, order: &Order, facts: &ModelFacts) -> Result<Vec<Request>, ApiError> {
-        let (generation, caller) = (&order.generation, &order.caller);
-        let seed = rand::random();
-        let style = Style {
+    fn style(&self, order: &Order) -> Style {
+        let generation = &order.generation;
+        Style {
             tokenizer: self.tokenizer.clone(),
             skip_special: generation.skip_special_tokens,
             shown: order.shown.clone(),
@@ -140,7 +151,13 @@ impl Api {
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
             tokens_as_ids: generation.return_tokens_as_token_ids,
-        };
+        }
+    }
+
+    /// One request per prompt.
+    fn requests(&self, order: &Order, facts: &ModelFacts, style: &Style) -> Result<Vec<Request>, ApiError> {
+        let (generation, caller) = (&order.generation, &order.caller);
+        let seed = rand::random();
         let cache_salt = cache_salt(caller.key.as_ref().and_then(|key| key.salt()), generation.cache_salt.as_deref());
         let bad_words = bad_words(&self.tokenizer, &generation.bad_words)?;
         // A client's own id may come twice; on the wire every request has its own.
@@ -157,6 +174,7 @@ impl Api {
                 },
                 cache_salt: cache_salt.clone(),
                 style: style.clone(),
+                embed: order.embed,
                 arrived: order.arrived,
                 attempts: self.bounds.attempts,
                 via: None,
@@ -207,6 +225,10 @@ impl Generating {
     async fn received(&mut self) -> Result<Option<Piece>, ApiError> {
         match self.reader.next().await {
             Item::Piece(piece) => {
+                if self.prompt_only {
+                    let finish = Some(openai::Finish::length());
+                    return Ok(Some(Piece { index: piece.index, finish, ..Piece::default() }));
+                }
                 self.completion_tokens += u64::from(piece.tokens);
                 self.reasoning_tokens = self.reasoning_tokens.map(|tokens| tokens + u64::from(piece.reasoning_tokens));
                 Ok(Some(piece))
@@ -247,11 +269,23 @@ impl Generating {
         Ok(whole)
     }
 
+    /// The vectors of all prompts, once they are computed.
+    pub(super) async fn vectors(&mut self) -> Result<Vec<Vec<f32>>, ApiError> {
+        while self.received().await?.is_some() {}
+        let missing = || ApiError::new(openai::ErrorKind::Internal, "internal error");
+        (0..self.prompts.len() as u32).map(|prompt| self.reader.take_vector(prompt).ok_or_else(missing)).collect()
+    }
+
     /// So far.
     pub(super) fn usage(&self) -> Usage {
         let prompt: u64 = self.prompts.iter().map(|prompt| prompt.len() as u64).sum();
         let usage = Usage::new(prompt, self.completion_tokens, self.reader.cached_tokens().min(prompt));
         self.reasoning_tokens.map_or(usage, |tokens| usage.with_reasoning(tokens))
+    }
+
+    /// The tokens of the prompt that a choice answers, with what was asked of them. Complete once the choice has a piece.
+    pub(super) fn prompt_tokens(&self, index: u32) -> Vec<PromptToken> {
+        self.style.prompt(self.prompt_of(index), &self.reader.scores(index / self.n.max(1)))
     }
 
     /// The prompt that a choice answers.

@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod docs;
+mod embeddings;
 mod error;
 mod generate;
 mod keys;
@@ -34,6 +35,7 @@ use text::{ChatTemplate, Grammars, Tokenizer};
 use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 use tracing::error;
+use types::Pooling;
 
 use crate::admission::Admission;
 use crate::cluster::Cluster;
@@ -58,6 +60,8 @@ pub(crate) struct Api {
     pub(crate) dialect: Dialect,
     pub(crate) stored: Stored,
     pub(crate) served_names: Vec<String>,
+    /// How `/v1/embeddings` makes a vector of a text.
+    pub(crate) pooling: Pooling,
     /// From the flags and config.json; the workers' word is added when they are there.
     pub(crate) model_len_max: Option<u32>,
     pub(crate) bounds: Bounds,
@@ -123,6 +127,7 @@ fn openai_routes() -> axum::Router<Arc<Api>> {
         .route("/v1/models/{*name}", get(models::card))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
         .route("/tokenize", post(tokenize::tokenize))

@@ -51,6 +51,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
         generation,
         prompts,
         after_prompt: true,
+        embed: None,
         reasoning: None,
         shown: Arc::default(),
         arrived,

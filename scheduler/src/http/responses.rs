@@ -102,6 +102,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
         generation,
         prompts: vec![tokens],
         after_prompt: false,
+        embed: None,
         arrived,
     };
     let generating = api.launch(order).await?;

@@ -11,6 +11,7 @@ use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use openai::{ApiError, ChatChunk, ChatPart, CompletionChunk, DONE, PieceOfText, Usage, sse_error, sse_event};
 
+use super::completions::Echo;
 use super::generate::Generating;
 use super::reading::Reading;
 use crate::answer::Piece;
@@ -18,16 +19,20 @@ use crate::answer::Piece;
 /// Which of the two chunk shapes.
 pub(super) enum Shape {
     /// With the text to repeat in front of every choice (empty = none), and how far each choice is read.
-    Chat { echo: String, readings: Vec<Reading> },
-    /// With the text to repeat in front of every choice, one per prompt; empty = none.
-    Completion { echo: Vec<String> },
+    Chat {
+        echo: String,
+        readings: Vec<Reading>,
+    },
+    Completion {
+        echo: Echo,
+    },
 }
 
 struct Events {
     generating: Generating,
     shape: Shape,
-    /// Characters sent per choice.
-    offsets: Vec<usize>,
+    /// Characters sent per choice; `None` before its first piece.
+    offsets: Vec<Option<usize>>,
 }
 
 type Next = Result<Option<Piece>, ApiError>;
@@ -37,7 +42,7 @@ type Next = Result<Option<Piece>, ApiError>;
 pub(super) async fn respond(mut generating: Generating, shape: Shape) -> Result<Response<Body>, ApiError> {
     let first = Ok(generating.next().await?);
     let choices = generating.prompts.len() * generating.n as usize;
-    let mut events = Events { generating, shape, offsets: vec![0; choices] };
+    let mut events = Events { generating, shape, offsets: vec![None; choices] };
     let opening = events.opening();
     let stream = futures::stream::unfold(Some((events, Some(first), opening)), |state| async move {
         let (mut events, first, opening) = state?;
@@ -63,30 +68,33 @@ pub(super) fn response(events: Body) -> Response<Body> {
 }
 
 impl Events {
-    /// Before the first token: roles, or the echoed prompts.
+    /// Before the first token of a chat: roles.
     fn opening(&mut self) -> String {
-        let mut events = String::new();
-        for index in 0..self.offsets.len() as u32 {
-            let prompt = self.generating.prompt_of(index);
-            let prompt = self.generating.token_ids.then_some(prompt);
-            match &self.shape {
-                // The prompt's ids stand on the very first chunk only.
-                Shape::Chat { .. } => {
-                    let prompt = prompt.filter(|_| index == 0);
-                    events += &sse_event(&ChatChunk::role(&self.generating.head, index, prompt));
-                }
-                Shape::Completion { echo } => {
-                    let text = echo.get((index / self.generating.n) as usize).map_or("", String::as_str);
-                    if text.is_empty() && prompt.is_none() {
-                        continue;
-                    }
-                    let piece = PieceOfText { index, text, prompt_token_ids: prompt, ..PieceOfText::default() };
-                    events += &sse_event(&CompletionChunk::text(&self.generating.head, piece));
-                    self.offsets[index as usize] = text.chars().count();
-                }
-            }
+        let Shape::Chat { .. } = &self.shape else { return String::new() };
+        let role = |index| {
+            // The prompt's ids stand on the very first chunk only.
+            let prompt = (self.generating.token_ids && index == 0).then(|| self.generating.prompt_of(0));
+            sse_event(&ChatChunk::role(&self.generating.head, index, prompt))
+        };
+        let roles: String = (0..self.offsets.len() as u32).map(role).collect();
+        roles + &self.echoed()
+    }
+
+    /// Before the first piece of a completion's choice: the echoed prompt. Returns the characters of its text, too.
+    fn echo(&self, index: u32) -> (String, usize) {
+        let Shape::Completion { echo } = &self.shape else { return (String::new(), 0) };
+        let text = echo.text(&self.generating, index);
+        let prompt = self.generating.token_ids.then(|| self.generating.prompt_of(index));
+        if text.is_empty() && prompt.is_none() {
+            return (String::new(), 0);
         }
-        events + &self.echoed()
+        let piece = PieceOfText { index, text, prompt_token_ids: prompt, ..PieceOfText::default() };
+        let chunk = CompletionChunk::text(&self.generating.head, piece);
+        let event = match echo.logprobs(&self.generating, index) {
+            Some(logprobs) => sse_event(&chunk.with_logprobs(logprobs)),
+            None => sse_event(&chunk),
+        };
+        (event, text.chars().count())
     }
 
     /// After the roles of a chat: the last message, once per choice.
@@ -109,9 +117,14 @@ impl Events {
 
     fn piece(&mut self, mut piece: Piece) -> String {
         let at = piece.index as usize;
-        let Some(offset) = self.offsets.get_mut(at) else { return String::new() };
-        let text_offset = *offset;
-        *offset += piece.text.chars().count();
+        let (echo, offset) = match self.offsets.get(at) {
+            None => return String::new(),
+            Some(None) => self.echo(piece.index),
+            Some(Some(offset)) => (String::new(), *offset),
+        };
+        if let Some(sent) = self.offsets.get_mut(at) {
+            *sent = Some(offset + piece.text.chars().count());
+        }
         let parts = match &mut self.shape {
             Shape::Chat { readings, .. } => readings.get_mut(at).map(|reading| reading.read(&mut piece)),
             Shape::Completion { .. } => None,
@@ -120,7 +133,7 @@ impl Events {
             index: piece.index,
             text: &piece.text,
             logprobs: self.generating.logprobs.then_some(&piece.logprobs),
-            text_offset,
+            text_offset: offset,
             token_ids: self.generating.token_ids.then_some(&piece.token_ids),
             prompt_token_ids: None,
             finish: piece.finish.as_ref(),
@@ -129,7 +142,7 @@ impl Events {
             Some(parts) => self.parts(&parts, shown),
             None => {
                 let chunk = CompletionChunk::text(&self.generating.head, shown);
-                sse_event(&self.running_usage().into_iter().fold(chunk, CompletionChunk::with_usage))
+                echo + &sse_event(&self.running_usage().into_iter().fold(chunk, CompletionChunk::with_usage))
             }
         }
     }

@@ -198,6 +198,92 @@ async fn echo_repeats_the_prompt() {
 }
 
 #[tokio::test]
+async fn texts_become_vectors() {
+    for prefill in [1, 0] {
+        let local = |config: &mut scheduler::Config| config.local_prefill = scheduler::LocalPrefill::Auto;
+        let cluster = Cluster::start_unready(prefill, 1, |_| {}, local).await;
+        cluster.ready().await;
+        let body = json!({"model": "alias", "input": ["a", [98, 99]], "encoding_format": "float"});
+        let answer = post(cluster.address(), "/v1/embeddings", body).await;
+        let json = answer.json();
+        assert_eq!(answer.status, 200, "{json}");
+        assert_eq!((&json["object"], &json["model"]), (&json!("list"), &json!("fake")));
+        assert!(json["id"].as_str().unwrap().starts_with("embd-"));
+        assert_eq!(json["usage"], json!({"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0}));
+        let vectors: Vec<Vec<f64>> =
+            (0..2).map(|at| serde_json::from_value(json["data"][at]["embedding"].clone()).unwrap()).collect();
+        let close = |found: &[f64], expected: [f64; 2]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(
+            close(&vectors[0], [0.6, 0.8]) && close(&vectors[1], [3.0 / 73f64.sqrt(), 8.0 / 73f64.sqrt()]),
+            "{json}"
+        );
+        // What the openai package asks for when the caller sets nothing.
+        let body = json!({"input": "a", "encoding_format": "base64", "dimensions": 1});
+        let json = post(cluster.address(), "/v1/embeddings", body).await.json();
+        assert_eq!(json["data"][0]["embedding"], "AACAPw==", "the number 1: {json}");
+        let conversation = json!({"messages": [{"role": "user", "content": "hi"}]});
+        let json = post(cluster.address(), "/v1/embeddings", conversation).await.json();
+        assert_eq!(json["usage"]["prompt_tokens"], "user: hi\n".len(), "{json}");
+        let worker = cluster.worker(if prefill == 1 { "prefill-0" } else { "decode-0" });
+        assert_eq!((worker.count("embed"), worker.held()), (4, 0));
+        let refused = post(cluster.address(), "/v1/embeddings", json!({"input": "a", "dimensions": 3})).await;
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("dimensions")));
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_is_reported_token_by_token() {
+    let cluster = cluster().await;
+    let body = json!({"prompt": "abc", "max_tokens": 2, "prompt_logprobs": 1, "n": 2});
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    let entry =
+        |rank: u32, logprob: f64, token: &str| json!({"logprob": logprob, "rank": rank, "decoded_token": token});
+    let expected = json!([null, {"65": entry(1, -0.25, "A"), "98": entry(2, -1.0, "b")},
+        {"65": entry(1, -0.25, "A"), "99": entry(3, -2.0, "c")}]);
+    for choice in 0..2 {
+        assert_eq!(json["choices"][choice]["prompt_logprobs"], expected, "{json}");
+        assert_eq!(json["choices"][choice]["logprobs"], Value::Null);
+    }
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "prompt_logprobs": 0});
+    let json = post(cluster.address(), "/v1/chat/completions", body).await.json();
+    assert_eq!(json["prompt_logprobs"].as_array().map(Vec::len), Some("user: x\n".len()));
+    assert_eq!(json["prompt_logprobs"][1], json!({"115": entry(2, -1.0, "s")}), "{json}");
+}
+
+#[tokio::test]
+async fn an_echo_has_the_logprobs_of_the_prompt_too() {
+    let cluster = cluster().await;
+    let mut body = json!({"prompt": ["abc", "d"], "max_tokens": 2, "echo": true, "logprobs": 1});
+    let text = continuation("abc", 0, 2);
+    let json = post(cluster.address(), "/v1/completions", body.clone()).await.json();
+    let logprobs = &json["choices"][0]["logprobs"];
+    assert_eq!(json["choices"][0]["text"], format!("abc{text}"));
+    let tokens: Vec<String> = format!("abc{text}").chars().map(String::from).collect();
+    assert_eq!(logprobs["tokens"], json!(tokens));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4]));
+    assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, -0.5, -0.5]));
+    assert_eq!(logprobs["top_logprobs"][0], Value::Null);
+    assert_eq!(logprobs["top_logprobs"][1], json!({"A": -0.25, "b": -1.0}));
+    assert_eq!(json["choices"][1]["logprobs"]["token_logprobs"], json!([null, -0.5, -0.5]));
+    // The same in pieces: the prompt's part comes first.
+    body["stream"] = json!(true);
+    let events = stream(cluster.address(), "/v1/completions", body.clone()).await.events().await;
+    assert_eq!(texts(&events, text_of, 2).0, [format!("abc{text}"), format!("d{}", continuation("d", 0, 2))]);
+    let chunks = events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok());
+    let of_first = chunks.map(|chunk| chunk["choices"][0].clone()).filter(|choice| choice["index"] == 0);
+    let streamed: Vec<Value> =
+        of_first.flat_map(|choice| choice["logprobs"]["token_logprobs"].as_array().unwrap().clone()).collect();
+    assert_eq!(json!(streamed), logprobs["token_logprobs"]);
+    // Only the prompt.
+    body["stream"] = json!(false);
+    body["max_tokens"] = json!(0);
+    let json = post(cluster.address(), "/v1/completions", body).await.json();
+    assert_eq!((&json["choices"][0]["text"], &json["choices"][0]["finish_reason"]), (&json!("abc"), &json!("length")));
+    assert_eq!(json["choices"][0]["logprobs"]["token_logprobs"], json!([null, -1.0, -2.0]));
+    assert_eq!(json["usage"]["completion_tokens"], 0, "{json}");
+}
+
+#[tokio::test]
 async fn errors_have_their_status_and_shape() {
     let cluster = cluster().await;
     let check = async |method: &str, path: &str, body: String, status: u16, part: &str| {

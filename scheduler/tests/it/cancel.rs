@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use scheduler::{Delimiter, Protocol};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Cluster;
-use crate::support::client::{Open, get, stream};
-use crate::support::fake_worker::continuation;
+use crate::support::client::{Open, get, post, stream};
+use crate::support::fake_worker::{Fake, continuation};
 
 async fn idle(cluster: &Cluster) {
     let nothing_held = || async { cluster.workers.iter().all(|worker| worker.held() == 0) };
@@ -39,6 +40,37 @@ async fn a_client_that_leaves_before_the_first_token_cancels_the_work() {
     let left = tokio::time::timeout(Duration::from_millis(100), stream(cluster.address(), "/v1/completions", body));
     assert!(left.await.is_err());
     idle(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_client_may_leave_any_endpoint() {
+    let slow = |fake: &mut Fake| fake.step = Duration::from_millis(200);
+    let openai = Cluster::start(1, 1, slow).await;
+    let plain = |config: &mut scheduler::Config| config.protocol = Protocol::Plain { delimiter: Delimiter::Nul };
+    let plain = Cluster::start_unready(1, 1, slow, plain).await;
+    plain.ready().await;
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let searched = json!({"prompt": "x", "max_tokens": 4000, "use_beam_search": true, "temperature": 0, "n": 2});
+    for (cluster, path, body) in [
+        (&openai, "/v1/completions", json!({"prompt": ["x", "y"], "max_tokens": 4000, "n": 2, "best_of": 3})),
+        (&openai, "/v1/completions", json!({"prompt": "xyz", "max_tokens": 4000, "echo": true, "logprobs": 1})),
+        (&openai, "/v1/completions", searched.clone()),
+        (&openai, "/v1/chat/completions", json!({"messages": messages, "stream": true})),
+        (&openai, "/v1/chat/completions", json!({"messages": messages, "prompt_logprobs": 1})),
+        (&openai, "/v1/responses", json!({"input": "x"})),
+        (&openai, "/v1/embeddings", json!({"input": ["x", "y"]})),
+        (&plain, "/generate", searched),
+        (&plain, "/generate", json!({"prompt": "x", "max_tokens": 4000, "stream": true})),
+    ] {
+        let cancels = || cluster.workers.iter().map(|worker| worker.count("cancel")).sum::<usize>();
+        let before = cancels();
+        let asking = tokio::spawn(post(cluster.address(), path, body.clone()));
+        let held = || async { cluster.workers.iter().any(|worker| worker.held() > 0) };
+        cluster.until("begun", held).await;
+        asking.abort();
+        idle(cluster).await;
+        assert!(cancels() > before, "{path} {body}: the workers were not told");
+    }
 }
 
 /// Reads the text of a stream until told to stop, and then ten events more.

@@ -39,6 +39,44 @@ async fn a_decode_worker_that_dies_at_any_token_changes_nothing() {
 }
 
 #[tokio::test]
+async fn scores_of_a_prompt_are_told_once_whoever_dies_in_between() {
+    for k in [0, 1, 2] {
+        let cluster = Cluster::start(2, 1, only("prefill-0", |fake| fake.dies_after = Some(k))).await;
+        let body = json!({"prompt": "hello", "max_tokens": 3, "prompt_logprobs": 0});
+        let json = post(cluster.address(), "/v1/completions", body).await.json();
+        let scores = json["choices"][0]["prompt_logprobs"].as_array().unwrap().iter().skip(1);
+        let ranks: Vec<_> =
+            scores.map(|entry| entry.as_object().unwrap().values().next().unwrap()["rank"].clone()).collect();
+        assert_eq!(json!(ranks), json!([2, 3, 4, 5]), "k = {k}: {json}");
+        assert!(cluster.worker("prefill-0").is_down(), "k = {k}: it was used");
+        check_text(&cluster, 20, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_vector_is_computed_elsewhere_after_a_death() {
+    let cluster = Cluster::start(2, 1, only("prefill-0", |fake| fake.dies_after = Some(0))).await;
+    let answer = post(cluster.address(), "/v1/embeddings", json!({"input": "hello"})).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(cluster.worker("prefill-0").is_down(), "it was used");
+}
+
+#[tokio::test]
+async fn a_search_begins_anew_after_a_death() {
+    // It takes 40 tokens to find the texts, and as many again to tell them.
+    for k in [0, 5, 41, 70] {
+        let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(k))).await;
+        let body = json!({"prompt": "hello", "max_tokens": 20, "use_beam_search": true, "temperature": 0, "n": 2, "best_of": 3});
+        let json = post(cluster.address(), "/v1/completions", body).await.json();
+        for choice in 0..2 {
+            assert_eq!(json["choices"][choice]["text"], continuation("hello", choice as u32, 20), "k = {k}: {json}");
+        }
+        assert_eq!(json["usage"]["completion_tokens"], 40);
+        assert!(cluster.worker("decode-0").is_down(), "k = {k}: it was used");
+    }
+}
+
+#[tokio::test]
 async fn both_choices_go_on_after_a_death() {
     let cluster = Cluster::start(1, 2, only("decode-0", |fake| fake.dies_after = Some(11))).await;
     check_text(&cluster, 20, 2).await;

@@ -33,6 +33,14 @@ async fn texts_begin_with_the_prompt() {
     check(json!({"prompt": "hello", "n": 2, "max_tokens": 4, "model": "whatever"}), expected(2, 4)).await;
     check(json!({"prompt": "hello"}), expected(1, 16)).await;
     check(json!({"prompt": "hello", "n": 1, "best_of": 2, "max_tokens": 4}), expected(1, 4)).await;
+    // As vLLM's own example client asks.
+    let searched = json!({"prompt": "hello", "n": 4, "use_beam_search": true, "temperature": 0.0, "max_tokens": 16});
+    check(searched.clone(), expected(4, 16)).await;
+    let mut streamed = searched;
+    streamed["stream"] = json!(true);
+    let records = generate(&cluster, streamed).await.text();
+    let last: Value = serde_json::from_str(records.split('\0').rfind(|record| !record.is_empty()).unwrap()).unwrap();
+    assert_eq!(last, json!({"text": expected(4, 16)}));
 }
 
 #[tokio::test]
@@ -65,7 +73,8 @@ async fn there_is_nothing_else_and_mistakes_are_400() {
     for (body, param) in [
         (json!({"max_tokens": 4}), "prompt"),
         (json!({"prompt": "x", "top_p": 0}), "top_p"),
-        (json!({"prompt": "x", "use_beam_search": true, "n": 4, "temperature": 0.0}), "use_beam_search"),
+        (json!({"prompt": "x", "use_beam_search": true, "temperature": 0.0}), "use_beam_search"),
+        (json!({"prompt": "x", "use_beam_search": true, "n": 4}), "temperature"),
         (json!({"prompt": "x", "guided_json": {}}), "guided_json"),
     ] {
         let answer = generate(&cluster, body.clone()).await;

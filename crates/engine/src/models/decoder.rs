@@ -29,8 +29,8 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Computes the plan's tokens; the backend then holds this rank's part of the logits. Of the last layer, tokens that are not
-    /// sampled need no more than their keys and values.
+    /// Computes the plan's tokens; the backend then holds this rank's part of the logits. Of the last layer, tokens
+    /// that are neither sampled nor probed need no more than their keys and values.
     pub(crate) fn forward(&self, backend: &mut B, plan: &StepPlan, observer: &dyn StepObserver) {
         backend.embed(plan, &self.embedding);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -40,17 +40,27 @@ impl<B: Backend> Decoder<B> {
             observer.layer_done(index as u32, self.kv_heads.clone());
             let is_last = index + 1 == self.layers.len();
             if is_last {
-                if plan.sampled.is_empty() {
+                if plan.kept.is_empty() {
                     return;
                 }
-                backend.keep_sampled(plan);
+                backend.keep(plan);
             }
             backend.attend(plan, if is_last { &plan.ends } else { &plan.rows }, index);
             backend.add_attended(&layer.output);
             backend.norm(&layer.mlp_norm);
             backend.add_gated_mlp(&layer.mlp);
         }
-        backend.logits(&self.norm, &self.head);
+        self.logits(backend, &plan.sampled);
+    }
+
+    /// The last hidden states, after the last norm, of these tokens, counted among those that the last `forward` kept.
+    pub(crate) fn hidden<'a>(&self, backend: &'a mut B, tokens: &[usize]) -> &'a [f32] {
+        backend.hidden(tokens, &self.norm)
+    }
+
+    /// This rank's part of the logits of these tokens, counted among those that the last `forward` kept.
+    pub(crate) fn logits(&self, backend: &mut B, tokens: &[usize]) {
+        backend.logits(tokens, &self.norm, &self.head);
     }
 
     /// Takes rank `rank` of `ranks`; `ranks` divides KV heads and intermediate size.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::{changed_llama, config, golden, load};
-use engine::{Batch, BatchRow, Engine, EngineConfig, ModelConfig, NoObserver};
+use engine::{Batch, BatchRow, Engine, EngineConfig, ModelConfig, NoObserver, Probe};
 use kv::BlockId;
 use serde_json::{Value, json};
 
@@ -193,6 +193,7 @@ fn batches_that_cannot_be_computed() {
         start,
         blocks,
         samples: Vec::new(),
+        probe: Probe::None,
     };
     let (blocks, foreign): (&'static [BlockId], &'static [BlockId]) = (blocks.leak(), foreign.to_vec().leak());
     let cases: Vec<(Vec<BatchRow<'_>>, String)> = vec![

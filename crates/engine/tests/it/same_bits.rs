@@ -5,9 +5,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::support::{biased_llama, config, golden, load};
-use engine::{Batch, BatchRow, Engine, EngineConfig, NoObserver, Quantization, SampleRequest, StepObserver, generate};
+use engine::{
+    Batch, BatchRow, Engine, EngineConfig, NoObserver, Probe, Quantization, SampleRequest, StepObserver, embed,
+    generate, prompt_scores,
+};
 use kv::{BlockId, BlockPool, KvSpan};
-use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
+use types::{GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId};
 
 /// Every family, and a model with biases that eight ranks can share.
 fn models(dir: &Path) -> Vec<PathBuf> {
@@ -161,7 +164,7 @@ impl Sequence {
         let (tokens, start) =
             if second { (&self.tokens[middle..], middle as u32) } else { (&self.tokens[..middle], 0) };
         let samples = vec![SampleRequest { params, choice: 0, prompt: &self.tokens, output: &[], constraint: None }];
-        BatchRow { tokens, start, blocks: &self.blocks, samples }
+        BatchRow { tokens, start, blocks: &self.blocks, samples, probe: Probe::None }
     }
 }
 
@@ -196,7 +199,7 @@ fn kv_bytes_do_not_depend_on_ranks_or_block_size() {
         let config = EngineConfig { tensor_parallel_size, block_size, ..config(dir.path()) };
         let (mut engine, _) = load(&config).unwrap();
         let blocks: Vec<BlockId> = (0..9).rev().map(BlockId).collect();
-        let row = BatchRow { tokens: &prompt(50), start: 0, blocks: &blocks, samples: Vec::new() };
+        let row = BatchRow { tokens: &prompt(50), start: 0, blocks: &blocks, samples: Vec::new(), probe: Probe::None };
         let output = engine.step(&Batch { rows: vec![row] }, &NoObserver).unwrap();
         assert_eq!(output.rows, [vec![]]);
         let store = engine.kv_store();
@@ -234,7 +237,13 @@ fn the_observer_hears_of_every_layer_and_head_when_the_kv_is_there() {
     biased_llama(dir.path());
     let (mut engine, _) = load(&EngineConfig { tensor_parallel_size: 4, ..config(dir.path()) }).unwrap();
     let seen = Seen { store: engine.kv_store(), calls: parking_lot::Mutex::default() };
-    let row = BatchRow { tokens: &prompt(20), start: 0, blocks: &[BlockId(0), BlockId(1)], samples: Vec::new() };
+    let row = BatchRow {
+        tokens: &prompt(20),
+        start: 0,
+        blocks: &[BlockId(0), BlockId(1)],
+        samples: Vec::new(),
+        probe: Probe::None,
+    };
     engine.step(&Batch { rows: vec![row] }, &seen).unwrap();
     let mut calls = seen.calls.into_inner();
     calls.sort_by_key(|(layer, heads)| (*layer, heads.start));
@@ -250,4 +259,49 @@ fn the_oracle_gives_back_what_it_took() {
     let error = generate(&mut engine, &pool, &spec(40, 2, 0.0), 64).unwrap_err();
     assert!(error.to_string().contains("blocks wanted"), "{error}");
     assert_eq!(pool.stats().free, 3);
+}
+
+#[test]
+fn a_prompts_scores_do_not_depend_on_chunks_or_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in models(dir.path()) {
+        let scores = |ranks: usize, chunk: usize| {
+            let config = EngineConfig { tensor_parallel_size: ranks, ..config(&model) };
+            let (mut engine, pool) = load(&config).unwrap();
+            prompt_scores(&mut engine, &pool, &prompt(90), 3, chunk).unwrap()
+        };
+        let whole = scores(1, 90);
+        assert_eq!(whole.len(), 89);
+        assert!(whole.iter().all(|score| score.logprob < 0.0 && score.rank >= 1 && score.top.len() == 3));
+        assert!(whole.iter().all(|score| (score.rank == 1) == (score.top[0].1 == score.logprob)));
+        for (ranks, chunk) in [(1, 1), (1, 7), (2, 90), (2, 16)] {
+            assert_eq!(scores(ranks, chunk), whole, "{} ranks, chunks of {chunk}: {}", ranks, model.display());
+        }
+    }
+}
+
+#[test]
+fn a_texts_vector_does_not_depend_on_chunks_or_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in models(dir.path()) {
+        let vector = |ranks: usize, pooling, len, chunk| {
+            let config = EngineConfig { tensor_parallel_size: ranks, ..config(&model) };
+            let (mut engine, pool) = load(&config).unwrap();
+            embed(&mut engine, &pool, &prompt(len), pooling, chunk).unwrap()
+        };
+        for pooling in [Pooling::Last, Pooling::Mean] {
+            let whole = vector(1, pooling, 40, 90);
+            assert!(whole.len() > 1 && whole.iter().any(|value| *value != 0.0));
+            for (ranks, chunk) in [(1, 1), (1, 7), (2, 16)] {
+                assert_eq!(vector(ranks, pooling, 40, chunk), whole, "{pooling:?}, {ranks} ranks, chunks of {chunk}");
+            }
+        }
+        // The mean over a text is the mean of the last states of its beginnings.
+        let mean = vector(1, Pooling::Mean, 5, 90);
+        let lasts: Vec<_> = (1..=5).map(|len| vector(1, Pooling::Last, len, 90)).collect();
+        for (at, mean) in mean.iter().enumerate() {
+            let expected = lasts.iter().map(|last| f64::from(last[at])).sum::<f64>() / 5.0;
+            assert!((f64::from(*mean) - expected).abs() < 1e-6, "{}", model.display());
+        }
+    }
 }

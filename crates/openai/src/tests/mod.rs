@@ -6,8 +6,8 @@ mod requests;
 mod shapes;
 
 use crate::{
-    ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, Endpoint, GenerateRequest, ModelFacts,
-    ResponsesRequest, TokenizeRequest, ValidChat, ValidCompletion,
+    ApiError, Bounds, ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingsRequest, EmbeddingsSource, Endpoint,
+    GenerateRequest, ModelFacts, ResponsesRequest, TokenizeRequest, ValidChat, ValidCompletion,
 };
 
 const FACTS: ModelFacts = ModelFacts { vocab_size: 1000, max_model_len: 4096 };
@@ -30,11 +30,12 @@ fn with(endpoint: Endpoint, field: &str, json: &str) -> String {
         Endpoint::Completions | Endpoint::Generate => format!(r#"{{"prompt": "x", "{field}": {json}}}"#),
         Endpoint::Responses if field == "input" => format!(r#"{{"input": {json}}}"#),
         Endpoint::Responses => format!(r#"{{"input": "x", "{field}": {json}}}"#),
+        Endpoint::Embeddings if ["input", "messages"].contains(&field) => format!(r#"{{"{field}": {json}}}"#),
         Endpoint::Tokenize if ["prompt", "messages"].contains(&field) => format!(r#"{{"{field}": {json}}}"#),
         Endpoint::Detokenize if field == "tokens" => format!(r#"{{"tokens": {json}}}"#),
         Endpoint::Detokenize => format!(r#"{{"tokens": [1], "{field}": {json}}}"#),
         Endpoint::Chat if field == "messages" => format!(r#"{{"messages": {json}}}"#),
-        Endpoint::Chat | Endpoint::Tokenize => {
+        Endpoint::Chat | Endpoint::Tokenize | Endpoint::Embeddings => {
             format!(r#"{{"messages": [{{"role": "user", "content": "x"}}], "{field}": {json}}}"#)
         }
     }
@@ -47,6 +48,9 @@ fn decided(endpoint: Endpoint, body: &str) -> Result<String, ApiError> {
         Endpoint::Chat => chat(body).map(|valid| format!("{valid:?}")),
         Endpoint::Responses => {
             ResponsesRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
+        }
+        Endpoint::Embeddings => {
+            EmbeddingsRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
         }
         Endpoint::Generate => {
             GenerateRequest::read(body.as_bytes(), &Bounds::default()).map(|valid| format!("{valid:?}"))
@@ -66,12 +70,21 @@ fn resolved(endpoint: Endpoint, body: &str) -> Result<types::SamplingParams, Api
         Endpoint::Completions => completion(body).map(|valid| (valid.generation, valid.prompts.into_iter().next()))?,
         Endpoint::Chat => chat(body).map(|valid| (valid.generation, None))?,
         Endpoint::Responses => (ResponsesRequest::read(body.as_bytes(), &Bounds::default())?.generation, None),
+        Endpoint::Embeddings => {
+            let valid = EmbeddingsRequest::read(body.as_bytes(), &Bounds::default())?;
+            let inputs = match valid.source {
+                EmbeddingsSource::Inputs { inputs, .. } => inputs,
+                EmbeddingsSource::Messages(_) => Vec::new(),
+            };
+            (valid.generation, inputs.into_iter().next())
+        }
         Endpoint::Generate => (GenerateRequest::read(body.as_bytes(), &Bounds::default())?.generation, None),
         // Without sampling: any valid one stands for it.
         Endpoint::Tokenize | Endpoint::Detokenize => {
             return decided(endpoint, body).and_then(|_| resolved(Endpoint::Completions, r#"{"prompt": "x"}"#));
         }
     };
-    prompt.map_or(Ok(()), |prompt| prompt.check_vocabulary(&FACTS))?;
+    let name = if endpoint == Endpoint::Embeddings { "input" } else { "prompt" };
+    prompt.map_or(Ok(()), |prompt| prompt.check_vocabulary(name, &FACTS))?;
     generation.sampling(10, &FACTS, 7)
 }

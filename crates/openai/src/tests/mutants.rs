@@ -45,6 +45,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
         Endpoint::Completions,
         Endpoint::Chat,
         Endpoint::Responses,
+        Endpoint::Embeddings,
         Endpoint::Generate,
         Endpoint::Tokenize,
         Endpoint::Detokenize,

@@ -197,6 +197,7 @@ fn a_field_stands_once_per_endpoint() {
         Endpoint::Completions,
         Endpoint::Chat,
         Endpoint::Responses,
+        Endpoint::Embeddings,
         Endpoint::Generate,
         Endpoint::Tokenize,
         Endpoint::Detokenize,

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{FACTS, chat, completion, decided, resolved, with};
 use crate::{ApiError, Bounds, ChatMessage, Endpoint, Prompt, ResponsesRequest, StreamOptions};
-use Endpoint::{Chat, Completions, Detokenize, Generate, Responses, Tokenize};
+use Endpoint::{Chat, Completions, Detokenize, Embeddings, Generate, Responses, Tokenize};
 
 /// A field's value, and either `""` (accepted) or `param: part of the message`.
 const VALUES: &[(Endpoint, &str, &str, &str)] = &[
@@ -98,8 +98,14 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Generate, "model", r#""any""#, ""),
     (Generate, "max_tokens", "0", "max_tokens: from 1"),
     (Generate, "guided_json", "{}", "guided_json: is not a parameter of /generate"),
-    (Generate, "use_beam_search", "true", "use_beam_search: beam search is not supported yet"),
-    (Generate, "early_stopping", r#""never""#, "early_stopping: beam search is not supported yet"),
+    (Generate, "use_beam_search", "true", "use_beam_search: needs best_of (or n) of at least 2, got 1"),
+    (Generate, "early_stopping", r#""never""#, "early_stopping: needs use_beam_search to be true"),
+    (
+        Generate,
+        "early_stopping",
+        r#""soon""#,
+        "early_stopping: must be true, false or \"never\", got the string \"soon\"",
+    ),
     (Generate, "detokenize", "true", ""),
     (Generate, "detokenize", "false", "detokenize: not supported yet"),
     // responses
@@ -144,6 +150,19 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Responses, "truncation", r#""disabled""#, ""),
     (Responses, "previous_response_id", r#""resp_1""#, ""),
     (Responses, "previous_response_id", "1", "previous_response_id: must be a string"),
+    // embeddings
+    (Embeddings, "input", "null", "input: is required"),
+    (Embeddings, "input", r#"["a", "b"]"#, ""),
+    (Embeddings, "input", "[[1, 2], [3]]", ""),
+    (Embeddings, "input", "[1, 2]", ""),
+    (Embeddings, "input", "[]", "input: must not be empty"),
+    (Embeddings, "messages", r#"[{"role": "user", "content": "x"}]"#, ""),
+    (Embeddings, "messages", "[]", "messages: must not be empty"),
+    (Embeddings, "input", r#"["a", {}]"#, "input[1]: must be a string or a list of token ids, got an object of 0"),
+    (Embeddings, "encoding_format", r#""base64""#, ""),
+    (Embeddings, "encoding_format", r#""int8""#, "encoding_format: must be float or base64"),
+    (Embeddings, "dimensions", "0", "dimensions: from 1"),
+    (Embeddings, "n", "0", ""),
     // tokenize
     (Tokenize, "prompt", r#""hello""#, ""),
     (Tokenize, "prompt", r#""""#, ""),
@@ -304,11 +323,12 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     ),
     // refused until built, unless they ask for nothing
     (Completions, "use_beam_search", "false", ""),
-    (Completions, "use_beam_search", "true", "use_beam_search: beam search is not supported yet"),
+    (Completions, "use_beam_search", "true", "use_beam_search: needs best_of (or n) of at least 2, got 1"),
     (Completions, "length_penalty", "1.0", ""),
-    (Completions, "length_penalty", "2", "length_penalty: not supported yet"),
+    (Completions, "length_penalty", "2", "length_penalty: needs use_beam_search to be true"),
     (Completions, "suffix", r#""x""#, "suffix: not supported yet"),
-    (Completions, "prompt_logprobs", "1", "prompt_logprobs: not supported yet"),
+    (Completions, "prompt_logprobs", "0", ""),
+    (Chat, "prompt_logprobs", "21", "prompt_logprobs: from 0 to 20, got 21"),
     (Chat, "bad_words", "[]", ""),
     (Chat, "priority", "0", ""),
     (Chat, "bad_words", r#"["a", " b"]"#, ""),
@@ -433,11 +453,9 @@ fn fields_together() {
     let parallel = |more: &str| super::chat(&tools(&format!(r#""auto"{more}"#))).unwrap().tools.unwrap().parallel;
     assert!(parallel("") && !parallel(r#", "parallel_tool_calls": false"#));
     check(Chat, &tools("1"), "tool_choice: must be none, auto, required or an object");
-    check(
-        Completions,
-        &completion(r#""echo": true, "logprobs": 1"#),
-        "echo: echo together with logprobs is not supported yet",
-    );
+    check(Completions, &completion(r#""echo": true, "logprobs": 1"#), "");
+    check(Completions, &completion(r#""stream": true, "prompt_logprobs": 0"#), "");
+    check(Chat, &chat(r#""stream": true, "prompt_logprobs": 1"#), "prompt_logprobs: cannot be streamed");
     check(Completions, &completion(r#""echo": true, "max_tokens": 0"#), "");
     check(Completions, &completion(r#""max_tokens": 5, "min_tokens": 6"#), "min_tokens: at most max_tokens");
 }
@@ -527,6 +545,48 @@ fn values_reach_the_sampler() {
         ..types::SamplingParams::default()
     };
     assert_eq!(resolved(Completions, body), Ok(expected));
+}
+
+#[test]
+fn a_prompt_is_scored_where_it_is_reported_or_echoed() {
+    let check = |fields: &str, scored: Option<u32>, max_tokens: u32| {
+        let sampling = resolved(Completions, &format!(r#"{{"prompt": "x", {fields}}}"#)).unwrap();
+        assert_eq!((sampling.prompt_logprobs, sampling.max_tokens), (scored, max_tokens), "{fields}");
+    };
+    check(r#""logprobs": 2"#, None, 16);
+    check(r#""prompt_logprobs": 3"#, Some(3), 16);
+    check(r#""echo": true, "logprobs": 2"#, Some(2), 16);
+    check(r#""echo": true, "logprobs": 2, "prompt_logprobs": 5"#, Some(5), 16);
+    check(r#""echo": true, "max_tokens": 0"#, None, 0);
+    // Scores come with a token that nobody asked for.
+    check(r#""echo": true, "max_tokens": 0, "logprobs": 0"#, Some(0), 1);
+    let generation = completion(r#"{"prompt": "x", "prompt_logprobs": 3, "n": 2}"#).unwrap().generation;
+    assert!(generation.check_scores(131_072, &Bounds::default()).is_ok());
+    let refused = generation.check_scores(131_073, &Bounds::default()).unwrap_err();
+    assert!(refused.message.contains("more than the 1048576 allowed"), "{refused}");
+}
+
+#[test]
+fn rules_of_a_beam_search() {
+    let search = |fields: &str, expected: &str| {
+        let body = format!(r#"{{"prompt": "x", "use_beam_search": true, {fields}}}"#);
+        check(Completions, &body, expected);
+    };
+    search(r#""temperature": 0, "n": 2"#, "");
+    search(r#""temperature": 0, "best_of": 4, "early_stopping": "never", "length_penalty": -1"#, "");
+    search(r#""n": 2"#, "temperature: must be 0 with use_beam_search, got 1");
+    search(r#""temperature": 0"#, "use_beam_search: needs best_of (or n) of at least 2, got 1");
+    search(r#""temperature": 0, "n": 2, "top_p": 0.5"#, "top_p: must be 1 with use_beam_search, got 0.5");
+    search(r#""temperature": 0, "n": 2, "top_k": 3"#, "top_k: must be off (-1 or 0) with use_beam_search, got 3");
+    search(r#""temperature": 0, "n": 3, "best_of": 2"#, "best_of: must be at least n");
+    search(r#""temperature": 0, "n": 2, "stream": true"#, "stream: use_beam_search finds its texts at the end");
+    search(r#""temperature": 0, "n": 2, "guided_regex": "a""#, "use_beam_search: cannot be combined with guided_regex");
+    let searched =
+        r#"{"prompt": "x", "use_beam_search": true, "temperature": 0, "n": 2, "best_of": 4, "early_stopping": true}"#;
+    let valid = completion(searched).unwrap();
+    assert_eq!((valid.generation.n, valid.generation.best_of), (2, 2), "the width is the search's own affair");
+    let beam = types::BeamParams { width: 4, length_penalty: 1.0, early_stopping: types::EarlyStopping::Yes };
+    assert_eq!(resolved(Completions, searched).unwrap().beam, Some(beam));
 }
 
 #[test]
@@ -624,7 +684,7 @@ fn prompts_and_messages_as_the_scheduler_gets_them() {
 #[test]
 fn errors_stay_small_and_do_not_repeat_input() {
     let secret = "secret".repeat(100_000);
-    for endpoint in [Completions, Chat, Responses, Generate, Tokenize, Detokenize] {
+    for endpoint in [Completions, Chat, Responses, Embeddings, Generate, Tokenize, Detokenize] {
         for field in crate::FIELDS.iter().filter(|field| field.on.contains(&endpoint)) {
             for json in [format!("\"{secret}\""), format!("[\"{secret}\"]"), format!("{{\"{secret}\": \"{secret}\"}}")]
             {

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use proto::control::{FailCode, WorkerMessage, worker_message::Body};
+use proto::control::{Embedding, FailCode, PromptScores, WorkerMessage, worker_message::Body};
 use text::{GrammarError, Grammars, Matcher};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use types::{GenerateSpec, Grammar, RequestKey, SampledToken, SamplingParams};
+use types::{GenerateSpec, Grammar, Pooling, RequestKey, SampledToken, SamplingParams, TokenScore};
 
 use crate::engine_thread::RunningJob;
-use crate::{EngineHandle, Failure, Happening, Job};
+use crate::{EngineHandle, Failure, Goal, Happening, Job};
+
+/// Scores in one message: 150 kB with the most alternatives that a request may ask for, far below the bound on messages.
+const SCORES_PER_MESSAGE: usize = 512;
 
 /// What the scheduler asks of an attempt, already checked.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub enum Order {
     Reserve(GenerateSpec),
     Prefill { spec: GenerateSpec, ticket: Bytes },
     Generate { spec: GenerateSpec, first: Vec<SampledToken> },
+    Embed { spec: GenerateSpec, pooling: Pooling },
 }
 
 impl Order {
@@ -29,6 +33,7 @@ impl Order {
             Order::Reserve(_) => "Reserve",
             Order::Prefill { .. } => "Prefill",
             Order::Generate { .. } => "Generate",
+            Order::Embed { .. } => "Embed",
         }
     }
 
@@ -61,6 +66,32 @@ impl Attempt {
     /// Sends a message to the scheduler, waiting while it is slow. Fails only when the connection is over.
     pub async fn reply(&self, body: Body) -> Result<(), Failure> {
         self.replies.send(body).await
+    }
+
+    /// Tells the scores of the prompt's tokens from position `first` on.
+    pub async fn reply_scores(&self, first: u32, scores: &[TokenScore]) -> Result<(), Failure> {
+        for (part, scores) in scores.chunks(SCORES_PER_MESSAGE).enumerate() {
+            let first = first + (part * SCORES_PER_MESSAGE) as u32;
+            let scores = scores.iter().map(Into::into).collect();
+            self.reply(Body::PromptScores(PromptScores { key: Some((&self.key).into()), first, scores })).await?;
+        }
+        Ok(())
+    }
+
+    /// Lives an attempt that asks for a vector: the same on P and D.
+    pub async fn embed(&self, spec: GenerateSpec, pooling: Pooling) -> Result<(), Failure> {
+        let mut job = self.submit(Job { key: self.key.clone(), spec, goal: Goal::Embed { pooling }, matcher: None })?;
+        loop {
+            match job.next().await? {
+                Happening::Embedded { values, prompt } => {
+                    let (key, stats) = (Some((&self.key).into()), prompt.map(Into::into));
+                    self.reply(Body::Embedding(Embedding { key, values, stats })).await?;
+                }
+                Happening::Finished => return Ok(()),
+                Happening::Failed(failure) => return Err(failure),
+                Happening::Sampled { .. } | Happening::Scored { .. } => {}
+            }
+        }
     }
 
     /// Starts to compile the grammar of `sampling`, beside whatever the attempt waits for.

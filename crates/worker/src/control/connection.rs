@@ -99,6 +99,10 @@ impl<R: RoleService> Connection<R> {
                 let spec = proto::generate_spec(order.spec);
                 self.order(order.key, spec.map(|spec| Order::Prefill { spec, ticket: order.ticket }));
             }
+            inbound::Body::Embed(order) => {
+                let (pooling, spec) = (order.pooling().into(), proto::generate_spec(order.spec));
+                self.order(order.key, spec.map(|spec| Order::Embed { spec, pooling }));
+            }
             inbound::Body::Generate(order) => {
                 let first = order.first.into_iter().map(Into::into).collect();
                 let spec = proto::generate_spec(order.spec);

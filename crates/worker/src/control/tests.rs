@@ -22,7 +22,9 @@ impl RoleService for Simple {
         let key = attempt.key.clone();
         let spec = match attempt.order().await? {
             Order::Generate { spec, .. } => spec,
-            other @ Order::Prefill { .. } => return Err(other.unexpected("Reserve or Generate")),
+            other @ (Order::Prefill { .. } | Order::Embed { .. }) => {
+                return Err(other.unexpected("Reserve or Generate"));
+            }
             Order::Reserve(_) => {
                 let _held = self.0.allocate(3, Owner { key, phase: Phase::Landing }).unwrap();
                 return std::future::pending().await;
@@ -320,6 +322,7 @@ async fn a_panic_ends_the_engine_and_its_jobs() {
         digest: "fake".into(),
         vocab_size: VOCAB,
         max_model_len: MAX_MODEL_LEN,
+        eos_token_ids: vec![0],
         max_num_seqs: 16,
         max_num_batched_tokens: 64,
     };

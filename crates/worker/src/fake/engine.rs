@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use engine::{Batch, BatchRow, SampleRequest, StepObserver, StepOutput};
+use engine::{Batch, BatchRow, Probe, Probed, SampleRequest, StepObserver, StepOutput};
 use kv::{BlockId, KvDtype, KvError, KvLayout, KvSpan, KvStore};
 use parking_lot::Mutex;
-use types::{FinishReason, GenerateSpec, SampledToken, SamplingParams, TokenId};
+use types::{BeamParams, FinishReason, GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId, TokenScore};
 
+use super::beams::beams;
 use crate::Stepper;
 
 /// Tokens of the pretended model; token 0 is its EOS.
@@ -136,9 +137,26 @@ impl FakeEngine {
 
     /// Writes the KV of `tokens` as if it had come from another instance.
     pub fn land(&self, blocks: &[BlockId], tokens: &[TokenId]) {
-        let row = BatchRow { tokens, start: 0, blocks, samples: Vec::new() };
+        let row = BatchRow { tokens, start: 0, blocks, samples: Vec::new(), probe: Probe::None };
         for layer in 0..LAYERS {
             self.write(&row, layer);
+        }
+    }
+
+    fn probe(&self, row: &BatchRow<'_>) -> Probed {
+        match row.probe {
+            Probe::None => Probed::None,
+            // Two numbers that tell the whole text, and how many states were added.
+            Probe::Hidden { count: 0, before } => Probed::Hidden(before.to_vec()),
+            Probe::Hidden { count, before } => {
+                let digest = self.store.digest(row.blocks, row.start as usize + row.tokens.len() - 1);
+                let counted = before.get(1).copied().unwrap_or(0.0);
+                Probed::Hidden(vec![f64::from((digest >> 40) as u32), counted + count as f64])
+            }
+            Probe::Scores { skip, next, .. } => {
+                let digest = |at: usize| self.store.digest(row.blocks, row.start as usize + skip + at);
+                Probed::Scores(next.iter().enumerate().map(|(at, token)| scored(digest(at), *token)).collect())
+            }
         }
     }
 
@@ -166,7 +184,8 @@ impl Stepper for FakeEngine {
             (0..HEADS).for_each(|head| observer.layer_done(layer, head..head + 1));
         }
         let draw = |(row, digest): (&BatchRow<'_>, Digest)| row.samples.iter().map(|ask| drawn(digest, ask)).collect();
-        Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), micros })
+        let probed = batch.rows.iter().map(|row| self.probe(row)).collect();
+        Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), probed, micros })
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) {
@@ -186,6 +205,13 @@ pub fn oracle(spec: &GenerateSpec) -> Vec<Vec<SampledToken>> {
 fn oracle_choice(spec: &GenerateSpec, choice: u32, mut digest: Digest) -> Vec<SampledToken> {
     let mut output = spec.output.clone();
     let mut tokens: Vec<SampledToken> = Vec::new();
+    if spec.sampling.beam.is_some() {
+        // Only the first candidates: see `oracle_beams` for the rest.
+        return vec![drawn(
+            digest,
+            &SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &[], constraint: None },
+        )];
+    }
     while tokens.last().is_none_or(|token| token.finish.is_none()) {
         let ask =
             SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output, constraint: None };
@@ -197,8 +223,50 @@ fn oracle_choice(spec: &GenerateSpec, choice: u32, mut digest: Digest) -> Vec<Sa
     tokens
 }
 
+/// What the scores of a prompt's tokens must come to, its first left out.
+pub fn oracle_scores(prompt: &[TokenId]) -> Vec<TokenScore> {
+    let mut digest = 0;
+    let before = prompt.iter().map(|token| {
+        digest = mix(digest, u64::from(*token) + 1);
+        digest
+    });
+    before.collect::<Vec<_>>().into_iter().zip(&prompt[1..]).map(|(digest, token)| scored(digest, *token)).collect()
+}
+
+fn scored(digest: Digest, token: TokenId) -> TokenScore {
+    let random = mix(digest, u64::from(token));
+    TokenScore { logprob: -((random % 1000) as f32) / 100.0, rank: 1 + random as u32 % VOCAB, top: Vec::new() }
+}
+
+/// What the vector of a prompt must come to.
+pub fn oracle_vector(spec: &GenerateSpec, pooling: Pooling) -> Vec<f32> {
+    let digest = spec.prompt.iter().fold(0, |digest, token| mix(digest, u64::from(*token) + 1));
+    let count = if pooling == Pooling::Mean { spec.prompt.len() as f64 } else { 1.0 };
+    [f64::from((digest >> 40) as u32), count].map(|value| (value / count) as f32).to_vec()
+}
+
+/// What may follow in a beam search, best first.
+fn candidates(digest: Digest, count: usize) -> Vec<(TokenId, f32)> {
+    let logprob = |id: TokenId| -((mix(digest, u64::from(id)) % 1000) as f32) / 100.0;
+    let mut all: Vec<_> = (0..VOCAB).map(|id| (id, logprob(id))).collect();
+    all.sort_by(|one, other| other.1.total_cmp(&one.1));
+    all.truncate(count);
+    all
+}
+
+/// What a beam search over the pretended model must find.
+pub fn oracle_beams(spec: &GenerateSpec, beam: BeamParams) -> Vec<Vec<TokenId>> {
+    let prompt = spec.prompt.iter().fold(0, |digest, token| mix(digest, u64::from(*token) + 1));
+    let after = |output: &[TokenId]| output.iter().fold(prompt, |digest, token| mix(digest, u64::from(*token) + 1));
+    beams(spec, beam, &[0], |output| candidates(after(output), 2 * beam.width as usize))
+}
+
 fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
     let position = ask.output.len() as u32;
+    if let Some(beam) = ask.params.beam {
+        let top = candidates(digest, 2 * beam.width as usize);
+        return SampledToken { choice: ask.choice, id: top[0].0, position, logprob: top[0].1, top, finish: None };
+    }
     let random = mix(mix(digest, ask.params.seed), u64::from(ask.choice) << 32 | u64::from(position));
     let id = (random % u64::from(VOCAB)) as TokenId;
     let full =

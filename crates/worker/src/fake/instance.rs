@@ -70,6 +70,7 @@ fn assemble<E>(
         digest: model().digest,
         vocab_size: VOCAB,
         max_model_len: MAX_MODEL_LEN,
+        eos_token_ids: vec![0],
         max_num_seqs: size.max_num_seqs,
         max_num_batched_tokens: size.max_num_batched_tokens,
     };

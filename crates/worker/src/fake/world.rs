@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv::{BlockPool, BlockTable, Owner, Phase};
-use types::{GenerateSpec, RequestKey, SampledToken};
+use types::{GenerateSpec, Pooling, RequestKey, SampledToken, TokenScore};
 
-use super::{FakeEngine, MAX_MODEL_LEN, VOCAB, oracle};
+use super::{FakeEngine, MAX_MODEL_LEN, VOCAB, oracle, oracle_beams, oracle_scores, oracle_vector};
 use crate::{Event, Goal, Happening, Job, Planner, Runner, RunnerConfig};
 
 /// How a job of the world begins and ends.
@@ -16,6 +16,7 @@ pub enum Kind {
     Complete,
     FirstTokens,
     Continue,
+    Embed(Pooling),
 }
 
 /// The size of an instance.
@@ -41,6 +42,8 @@ struct Record {
     kind: Kind,
     cancelled: Vec<u32>,
     drawn: Vec<SampledToken>,
+    scores: Vec<TokenScore>,
+    vector: Vec<f32>,
     ended: bool,
 }
 
@@ -51,6 +54,7 @@ impl World {
             digest: "fake".into(),
             vocab_size: VOCAB,
             max_model_len: MAX_MODEL_LEN,
+            eos_token_ids: vec![0],
             max_num_seqs: size.max_num_seqs,
             max_num_batched_tokens: size.max_num_batched_tokens,
         };
@@ -65,7 +69,18 @@ impl World {
         let job = Job { key: key.clone(), spec: spec.clone(), goal, matcher: None };
         let accepted = self.runner.submit(job, self.now()).is_ok();
         if accepted {
-            self.jobs.insert(key, Record { spec, kind, cancelled: Vec::new(), drawn: first, ended: false });
+            self.jobs.insert(
+                key,
+                Record {
+                    spec,
+                    kind,
+                    cancelled: Vec::new(),
+                    drawn: first,
+                    scores: Vec::new(),
+                    vector: Vec::new(),
+                    ended: false,
+                },
+            );
         }
         accepted
     }
@@ -73,6 +88,7 @@ impl World {
     fn goal(&mut self, key: &RequestKey, spec: &GenerateSpec, kind: Kind) -> Option<(Goal, Vec<SampledToken>)> {
         match kind {
             Kind::Complete => Some((Goal::Complete, Vec::new())),
+            Kind::Embed(pooling) => Some((Goal::Embed { pooling }, Vec::new())),
             Kind::FirstTokens => Some((Goal::FirstTokens { watcher: Arc::new(Deaf) }, Vec::new())),
             Kind::Continue => {
                 let mut table = BlockTable::new(self.pool.block_size());
@@ -81,7 +97,9 @@ impl World {
                 let context: Vec<_> = spec.prompt.iter().chain(&spec.output).copied().collect();
                 self.stepper.land(table.ids(), &context);
                 let first: Vec<_> = oracle(spec).into_iter().map(|tokens| tokens[0].clone()).collect();
-                Some((Goal::Continue { table, first: first.clone() }, first))
+                // A search's first candidates are no part of its answer.
+                let told = if spec.sampling.beam.is_some() { Vec::new() } else { first.clone() };
+                Some((Goal::Continue { table, first }, told))
             }
         }
     }
@@ -120,6 +138,10 @@ impl World {
         for (key, record) in &self.jobs {
             assert!(record.ended, "{key} never ended");
             check_tokens(key, record);
+            let asked = record.kind != Kind::Continue && record.spec.sampling.prompt_logprobs.is_some();
+            if asked && record.cancelled.is_empty() {
+                assert_eq!(record.scores, oracle_scores(&record.spec.prompt), "{key}");
+            }
         }
         assert_eq!(self.pool.stats().leased, 0, "blocks left behind: {:?}", self.pool.ledger());
     }
@@ -138,6 +160,12 @@ impl World {
             assert!(!record.ended, "{}: {:?} after its end", event.key, event.what);
             match event.what {
                 Happening::Sampled { tokens, .. } => record.drawn.extend(tokens),
+                Happening::Scored { first, scores } => {
+                    assert_eq!(first as usize, record.scores.len() + 1, "{}: scores come once and in order", event.key);
+                    assert!(record.drawn.is_empty(), "{}: scores after the first token", event.key);
+                    record.scores.extend(scores);
+                }
+                Happening::Embedded { values, .. } => record.vector = values,
                 Happening::Finished => record.ended = true,
                 Happening::Failed(failure) => panic!("{}: {failure}", event.key),
             }
@@ -150,6 +178,24 @@ impl World {
 }
 
 fn check_tokens(key: &RequestKey, record: &Record) {
+    if let Kind::Embed(pooling) = record.kind {
+        assert_eq!(record.vector, oracle_vector(&record.spec, pooling), "{key}");
+        return assert_eq!(record.drawn, [], "{key}");
+    }
+    if let (Some(beam), Kind::Complete | Kind::Continue) = (record.spec.sampling.beam, record.kind) {
+        let found: Vec<Vec<_>> = record
+            .drawn
+            .chunk_by(|a, b| a.choice == b.choice)
+            .map(|tokens| {
+                assert!(tokens.iter().zip(0..).all(|(token, at)| token.position == at), "{key}: {tokens:?}");
+                assert!(
+                    tokens.iter().all(|token| token.finish.is_some() == (token.position as usize + 1 == tokens.len()))
+                );
+                tokens.iter().map(|token| token.id).collect()
+            })
+            .collect();
+        return assert_eq!(found, oracle_beams(&record.spec, beam), "{key}");
+    }
     for (choice, mut expected) in record.spec.choices.clone().zip(oracle(&record.spec)) {
         let found: Vec<_> = record.drawn.iter().filter(|token| token.choice == choice).cloned().collect();
         if record.kind == Kind::FirstTokens {

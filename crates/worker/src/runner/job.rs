@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kv::{BlockRef, BlockTable};
 use proto::control::{FailCode, PrefillStats};
 use text::Matcher;
-use types::{GenerateSpec, RequestKey, SampledToken};
+use types::{GenerateSpec, Pooling, RequestKey, SampledToken, TokenScore};
 
 /// One attempt's work.
 pub struct Job {
@@ -21,6 +21,8 @@ pub struct Job {
 pub enum Goal {
     /// Compute the context and draw one token per choice; `watcher` hears of the KV on the way.
     FirstTokens { watcher: Arc<dyn KvWatcher> },
+    /// Compute the context and make a vector of it.
+    Embed { pooling: Pooling },
     /// Compute the context here and draw until every choice is finished.
     Complete,
     /// Go on from KV computed elsewhere: `table` holds that of the whole context, `first` what was drawn from it.
@@ -50,6 +52,16 @@ pub enum Happening {
     /// Tokens of one step, at most one per choice. `prompt` comes once, with the first tokens of a context computed here.
     Sampled {
         tokens: Vec<SampledToken>,
+        prompt: Option<PromptStats>,
+    },
+    /// How likely the model finds the prompt's tokens from position `first` on. All come before the first token that is sampled.
+    Scored {
+        first: u32,
+        scores: Vec<TokenScore>,
+    },
+    /// The context's vector, not brought to any length.
+    Embedded {
+        values: Vec<f32>,
         prompt: Option<PromptStats>,
     },
     Finished,

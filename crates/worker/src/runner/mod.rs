@@ -5,13 +5,15 @@
 //!
 //! ```text
 //! submit ─► waiting ── admit: prefix lookup + blocks ──► running ── step ──► draw ─► split into choices ─► finished
-//!              ▲                                            │
+//!              ▲                                            │   (a beam search: parked until all its members have candidates)
 //!              └── preempt: blocks given back, tokens kept ─┘
 //! ```
 
+mod beam;
 mod constraint;
 mod job;
 mod plan;
+mod search;
 mod sequence;
 
 #[cfg(test)]
@@ -22,11 +24,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Batch, BatchRow, Engine, SampleRequest, StepObserver, StepOutput};
+use engine::{Batch, BatchRow, Engine, Probed, SampleRequest, StepObserver, StepOutput};
 use kv::{BlockId, BlockPool, ChainRoot};
 use proto::control::{FailCode, StepCost};
-use types::{GenerateSpec, RequestKey, SampledToken};
+use types::{GenerateSpec, RequestKey, SampledToken, TokenId};
 
+use beam::{BeamSearch, Candidates};
 pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
 pub use plan::{Plan, Planner, QueueView, SeqId, SeqView};
 use sequence::Sequence;
@@ -59,6 +62,8 @@ pub struct RunnerConfig {
     pub digest: String,
     pub vocab_size: u32,
     pub max_model_len: u32,
+    /// Tokens with which the model ends a text.
+    pub eos_token_ids: Vec<TokenId>,
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: u32,
 }
@@ -70,6 +75,8 @@ pub struct Runner {
     planner: Box<dyn Planner>,
     waiting: BTreeMap<SeqId, Sequence>,
     running: BTreeMap<SeqId, Sequence>,
+    /// Members of beam searches that wait for the others of theirs, each with its candidates. They may lose their blocks any time.
+    parked: BTreeMap<SeqId, (Sequence, Candidates)>,
     jobs: HashMap<RequestKey, JobState>,
     arrivals: u64,
     preemptions: u64,
@@ -81,6 +88,8 @@ struct JobState {
     submitted: Duration,
     /// Until it is reported, or never for KV that was computed elsewhere.
     prompt: Option<PromptStats>,
+    /// Not on P, which only gives the first candidates.
+    search: Option<BeamSearch>,
 }
 
 /// What one call of [`Runner::step`] did.
@@ -124,6 +133,7 @@ impl Runner {
             planner,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
+            parked: BTreeMap::new(),
             jobs: HashMap::new(),
             arrivals: 0,
             preemptions: 0,
@@ -140,8 +150,11 @@ impl Runner {
         let computed_here = !matches!(job.goal, Goal::Continue { .. });
         let prompt = computed_here.then(|| PromptStats { context_tokens, ..PromptStats::default() });
         let key = job.key.clone();
+        let (eos, max_model_len) = (&self.config.eos_token_ids, self.config.max_model_len);
+        let decodes = !matches!(job.goal, Goal::FirstTokens { .. } | Goal::Embed { .. });
+        let search = decodes.then(|| BeamSearch::new(&job.spec, eos, max_model_len)).flatten();
         let mut sequence = Sequence::new(job, arrival, root, self.pool.block_size());
-        self.jobs.insert(key, JobState { id: sequence.id, submitted: now, prompt });
+        self.jobs.insert(key, JobState { id: sequence.id, submitted: now, prompt, search });
         sequence.publish(&self.pool);
         self.waiting.insert(sequence.id, sequence);
         Ok(())
@@ -153,7 +166,12 @@ impl Runner {
         if choices.is_empty() {
             self.waiting.retain(|id, _| id.arrival != job.arrival);
             self.running.retain(|id, _| id.arrival != job.arrival);
+            self.parked.retain(|id, _| id.arrival != job.arrival);
             self.jobs.remove(key);
+            return None;
+        }
+        if self.is_search(key) {
+            // Its choices are found at its end.
             return None;
         }
         for queue in [&mut self.waiting, &mut self.running] {
@@ -173,10 +191,11 @@ impl Runner {
             stepped.events.extend(self.preempt(*id));
         }
         for id in &plan.admit {
-            stepped.events.extend(self.admit(*id, now, stepper));
+            self.admit(*id, now, stepper, &mut stepped.events);
         }
         let rows = self.rows(&plan);
         if rows.is_empty() {
+            self.parked.values_mut().for_each(|(sequence, _)| sequence.forget_kv());
             return stepped;
         }
         match self.compute(&rows, stepper) {
@@ -237,7 +256,7 @@ impl Runner {
                 ));
             }
         }
-        let decodes = !matches!(job.goal, Goal::FirstTokens { .. });
+        let decodes = !matches!(job.goal, Goal::FirstTokens { .. } | Goal::Embed { .. });
         check_fits(spec, decodes, self.config.max_model_len, &self.pool)
     }
 
@@ -267,7 +286,8 @@ impl Runner {
         let mut sequence = self.running.remove(&id).or_else(|| self.waiting.remove(&id))?;
         self.preemptions += 1;
         sequence.forget_kv();
-        if sequence.seeds.is_empty() {
+        if sequence.seeds.is_empty() || self.is_search(&sequence.key) {
+            sequence.seeds.clear();
             self.waiting.insert(id, sequence);
             return None;
         }
@@ -277,29 +297,33 @@ impl Runner {
     }
 
     /// Lets a waiting sequence run if its blocks can be had; otherwise it keeps its place.
-    fn admit(&mut self, id: SeqId, now: Duration, stepper: &mut dyn Stepper) -> Option<Event> {
-        let mut sequence = self.waiting.remove(&id)?;
+    fn admit(&mut self, id: SeqId, now: Duration, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
+        let Some(mut sequence) = self.waiting.remove(&id) else { return };
         if sequence.table.is_empty() {
             if sequence.lease(&self.pool).is_err() {
                 self.waiting.insert(id, sequence);
-                return None;
+                return;
             }
             self.note_admission(&sequence, now);
             if let Some(watcher) = &sequence.watcher
                 && let Err(failure) = watcher.admitted(sequence.table.blocks(), sequence.computed as u32)
             {
                 self.jobs.remove(&sequence.key);
-                return Some(Event { key: sequence.key.clone(), what: Happening::Failed(failure) });
+                events.push(Event { key: sequence.key.clone(), what: Happening::Failed(failure) });
+                return;
             }
         }
         self.waiting.range_mut(..id).for_each(|(_, earlier)| earlier.passed_over += 1);
         if sequence.seeds.is_empty() {
             self.running.insert(id, sequence);
-            return None;
+            return;
         }
         let (key, seeds) = (sequence.key.clone(), std::mem::take(&mut sequence.seeds));
+        if self.is_search(&key) {
+            return self.park(sequence, seeds, stepper, events);
+        }
         self.split(sequence, &seeds, stepper);
-        self.end_if_done(&key)
+        events.extend(self.end_if_done(&key));
     }
 
     fn note_admission(&mut self, sequence: &Sequence, now: Duration) {
@@ -320,7 +344,8 @@ impl Runner {
         for (place, mut child) in children.into_iter().enumerate() {
             // Blocks past the computed tokens hold nothing worth sharing.
             child.table.truncate(child.computed.div_ceil(self.pool.block_size() as usize));
-            let own = place == 0 || shared == child.table.len() || self.copy_last(&mut child, stepper);
+            let own = child.computed > 0
+                && (place == 0 || shared == child.table.len() || self.copy_last(&mut child, stepper));
             if !own {
                 self.preemptions += 1;
                 child.forget_kv();
@@ -373,14 +398,15 @@ impl Runner {
     }
 
     fn absorb(&mut self, rows: &[Row], output: StepOutput, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
-        for (row, drawn) in rows.iter().zip(output.rows) {
+        for ((row, drawn), probed) in rows.iter().zip(output.rows).zip(output.probed) {
             let Some(sequence) = self.running.get_mut(&row.id) else { continue };
             sequence.computed += row.tokens;
             sequence.publish(&self.pool);
+            events.extend(told(sequence, probed));
             if let Some(prompt) = self.jobs.get_mut(&sequence.key).and_then(|job| job.prompt.as_mut()) {
                 prompt.compute_us += output.micros;
             }
-            if row.draws && drawn.is_empty() {
+            if row.draws && drawn.is_empty() && sequence.pooled.is_none() {
                 let failure = nothing_left(sequence);
                 self.end(row.id, failure, events);
             } else if row.draws {
@@ -393,6 +419,16 @@ impl Runner {
     fn go_on(&mut self, id: SeqId, drawn: Vec<SampledToken>, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
         let Some(mut sequence) = self.running.remove(&id) else { return };
         let key = sequence.key.clone();
+        if self.is_search(&key) {
+            return self.park(sequence, drawn, stepper, events);
+        }
+        if let Some(pooled) = &sequence.pooled {
+            let values = pooled.vector(sequence.tokens.len());
+            drop(sequence);
+            let prompt = self.jobs.get_mut(&key).and_then(|job| job.prompt.take());
+            events.push(Event { key: key.clone(), what: Happening::Embedded { values, prompt } });
+            return events.extend(self.end_if_done(&key));
+        }
         match &drawn[..] {
             _ if sequence.watcher.is_some() => sequence.watcher.iter().for_each(|watcher| watcher.computed()),
             [only] if only.finish.is_none() => {
@@ -404,6 +440,10 @@ impl Runner {
         let prompt = self.jobs.get_mut(&key).and_then(|job| job.prompt.take());
         events.push(Event { key: key.clone(), what: Happening::Sampled { tokens: drawn, prompt } });
         events.extend(self.end_if_done(&key));
+    }
+
+    fn is_search(&self, key: &RequestKey) -> bool {
+        self.jobs.get(key).is_some_and(|job| job.search.is_some())
     }
 
     fn fail(&mut self, rows: &[Row], message: &str, events: &mut Vec<Event>) {
@@ -423,7 +463,7 @@ impl Runner {
     fn end_if_done(&mut self, key: &RequestKey) -> Option<Event> {
         let job = self.jobs.get(key)?.id;
         let left = [&self.waiting, &self.running].iter().any(|queue| queue.range(of_job(job)).next().is_some());
-        if left {
+        if left || self.parked.range(of_job(job)).next().is_some() {
             return None;
         }
         self.jobs.remove(key);
@@ -475,8 +515,30 @@ fn batch_row<'a>(sequence: &'a Sequence, row: &Row) -> BatchRow<'a> {
         tokens: &sequence.tokens[sequence.computed..][..row.tokens],
         start: sequence.computed as u32,
         blocks: sequence.table.ids(),
-        samples: if row.draws { sequence.choices.iter().map(draw).collect() } else { Vec::new() },
+        probe: sequence.probe(row.tokens),
+        samples: if row.draws && sequence.pooled.is_none() {
+            sequence.choices.iter().map(draw).collect()
+        } else {
+            Vec::new()
+        },
     }
+}
+
+/// What a probe found, as the job's event.
+fn told(sequence: &mut Sequence, probed: Probed) -> Option<Event> {
+    let what = match probed {
+        Probed::None => return None,
+        Probed::Hidden(sum) => {
+            sequence.pooled.iter_mut().for_each(|pooled| pooled.sum.clone_from(&sum));
+            return None;
+        }
+        Probed::Scores(scores) => {
+            let first = sequence.scored as u32;
+            sequence.scored += scores.len();
+            Happening::Scored { first, scores }
+        }
+    };
+    Some(Event { key: sequence.key.clone(), what })
 }
 
 /// Refuses a job that could not end even if it were alone on this instance. `decodes`: it stays after its first tokens.

@@ -1,12 +1,14 @@
 //! One row of future batches: a context that grows by drawn tokens.
 //!
 //! `tokens` is prompt + output. KV of the first `computed` is in `table`; when all but none is missing the next token is drawn.
-//! A sequence has several choices only until its first token is drawn; then it splits.
+//! A sequence has several choices only until its first token is drawn; then it splits. Until then it may owe scores of its prompt:
+//! whatever comes after the last score that was told is computed, even where the prefix cache has it.
 
 use std::sync::Arc;
 
+use engine::Probe;
 use kv::{BlockHash, BlockPool, BlockTable, ChainRoot, Owner, Phase};
-use types::{GenerateSpec, RequestKey, SampledToken, SamplingParams, TokenId};
+use types::{GenerateSpec, Pooling, RequestKey, SampledToken, SamplingParams, TokenId};
 
 use super::constraint::Constraint;
 use super::job::{Goal, Job, KvWatcher};
@@ -28,12 +30,29 @@ pub(super) struct Sequence {
     pub(super) constraint: Option<Constraint>,
     /// Only on P; ends after its first tokens.
     pub(super) watcher: Option<Arc<dyn KvWatcher>>,
+    /// Tokens of the prompt that were scored, the first included. All of them where nobody asked.
+    pub(super) scored: usize,
+    /// Makes a vector and draws nothing.
+    pub(super) pooled: Option<Pooled>,
     pub(super) passed_over: u32,
     root: ChainRoot,
     /// Names of the full blocks of `tokens`, as far as they were needed.
     chain: Vec<BlockHash>,
     /// Leading blocks that the prefix cache knows.
     published: usize,
+}
+
+/// The hidden states that a vector is made of, as far as they are computed.
+pub(super) struct Pooled {
+    pooling: Pooling,
+    pub(super) sum: Vec<f64>,
+}
+
+impl Pooled {
+    pub(super) fn vector(&self, tokens: usize) -> Vec<f32> {
+        let count = if self.pooling == Pooling::Mean { tokens as f64 } else { 1.0 };
+        self.sum.iter().map(|sum| (sum / count) as f32).collect()
+    }
 }
 
 impl Sequence {
@@ -43,16 +62,20 @@ impl Sequence {
         let GenerateSpec { prompt, output, choices, sampling, .. } = spec;
         let mut tokens = prompt.to_vec();
         tokens.extend(output);
+        let scored = if sampling.prompt_logprobs.is_some() { 1 } else { prompt.len() };
         let mut sequence = Self {
             id: SeqId { priority: sampling.priority, arrival, choice: choices.start },
             key,
-            choices: choices.collect(),
+            // A search has one root; its answers are numbered at its end.
+            choices: if sampling.beam.is_some() { vec![choices.start] } else { choices.collect() },
             sampling: Arc::new(sampling),
             computed: 0,
             table: BlockTable::new(block_size),
             seeds: Vec::new(),
             constraint: matcher.map(Constraint::new),
             watcher: None,
+            scored,
+            pooled: None,
             passed_over: 0,
             root,
             chain: Vec::new(),
@@ -62,9 +85,11 @@ impl Sequence {
         };
         match goal {
             Goal::FirstTokens { watcher } => sequence.watcher = Some(watcher),
+            Goal::Embed { pooling } => sequence.pooled = Some(Pooled { pooling, sum: Vec::new() }),
             Goal::Complete => {}
             Goal::Continue { table, first } => {
                 sequence.computed = sequence.tokens.len();
+                sequence.scored = sequence.prompt_len;
                 sequence.table = table;
                 sequence.choices = first.iter().map(|token| token.choice).collect();
                 sequence.seeds = first;
@@ -87,8 +112,31 @@ impl Sequence {
         &self.tokens[self.prompt_len..]
     }
 
+    /// What the next `tokens` to be computed have to tell beside draws.
+    pub(super) fn probe(&self, tokens: usize) -> Probe<'_> {
+        let (start, end) = (self.computed, self.computed + tokens);
+        match &self.pooled {
+            Some(Pooled { pooling: Pooling::Mean, sum }) => return Probe::Hidden { count: tokens, before: sum },
+            Some(Pooled { pooling: Pooling::Last, .. }) if end == self.tokens.len() => {
+                return Probe::Hidden { count: 1, before: &[] };
+            }
+            _ => {}
+        }
+        let next = self.scored.max(start + 1)..self.prompt_len.min(end + 1);
+        match self.sampling.prompt_logprobs {
+            Some(top) if !next.is_empty() => {
+                Probe::Scores { skip: next.start - 1 - start, next: &self.tokens[next], top }
+            }
+            _ => Probe::None,
+        }
+    }
+
     pub(super) fn view(&self, pool: &BlockPool, cached: usize) -> SeqView {
-        let slots = if self.watcher.is_some() { 1 } else { self.choices.len() as u32 };
+        let slots = match self.sampling.beam {
+            _ if self.watcher.is_some() => 1,
+            Some(beam) if self.output().is_empty() => beam.width,
+            _ => self.choices.len() as u32,
+        };
         SeqView {
             id: self.id,
             pending: self.pending() as u32,
@@ -156,6 +204,7 @@ impl Sequence {
     /// Gives all blocks back; everything is computed again later.
     pub(super) fn forget_kv(&mut self) {
         self.table.clear();
+        self.pooled.iter_mut().for_each(|pooled| pooled.sum.clear());
         self.computed = 0;
         self.published = 0;
     }
@@ -182,6 +231,8 @@ impl Sequence {
             seeds: Vec::new(),
             constraint: self.constraint.as_ref().map(Constraint::fork),
             watcher: None,
+            scored: self.scored,
+            pooled: None,
             passed_over: 0,
             root: self.root.clone(),
             chain: self.chain.clone(),
@@ -190,7 +241,12 @@ impl Sequence {
     }
 
     fn reusable(&self, pool: &BlockPool) -> &[BlockHash] {
-        let blocks = self.tokens.len().saturating_sub(1) / pool.block_size() as usize;
+        let scored_to = match &self.pooled {
+            Some(Pooled { pooling: Pooling::Mean, .. }) => 0,
+            _ if self.scored < self.prompt_len => self.scored,
+            _ => self.tokens.len(),
+        };
+        let blocks = scored_to.saturating_sub(1) / pool.block_size() as usize;
         &self.chain[..blocks.min(self.chain.len())]
     }
 

@@ -1,4 +1,6 @@
 use super::*;
+use types::{BeamParams, EarlyStopping, Pooling};
+
 use crate::fake::{self, Kind, Size, VOCAB, World, spec};
 
 /// Admits everyone and computes everything: what a runner does without its planner's help.
@@ -53,6 +55,92 @@ fn preempted_sequences_draw_the_same_tokens() {
         world.run(500);
         world.check_end();
         assert!(world.runner.stats().preemptions > 0);
+    }
+}
+
+#[test]
+fn a_vector_is_made_of_the_whole_text_once() {
+    for tokens in [64, 5] {
+        for harsh in [false, true] {
+            let planner: Box<dyn Planner> = if harsh { Box::new(Harsh(0)) } else { Box::new(AllAtOnce) };
+            let mut world = World::new(Size { max_num_batched_tokens: tokens, ..SIZE }, planner);
+            for (name, kind, prompt) in [
+                ("a", Kind::Embed(Pooling::Mean), 9),
+                ("b", Kind::Embed(Pooling::Mean), 9),
+                ("c", Kind::Embed(Pooling::Last), 33),
+                ("d", Kind::Embed(Pooling::Last), 33),
+                ("e", Kind::Embed(Pooling::Mean), 1),
+            ] {
+                assert!(world.submit(name, spec(0, prompt, 1, 1, 5), kind));
+                world.run(500);
+                world.check_end();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_search_finds_what_the_plain_one_finds() {
+    let size = |blocks, rows, tokens| Size { blocks, max_num_seqs: rows, max_num_batched_tokens: tokens, ..SIZE };
+    // Enough of everything; fewer rows than members; fewer tokens than members; blocks for hardly more than one of them.
+    for size in [size(64, 16, 64), size(64, 3, 64), size(64, 16, 8), size(7, 16, 64)] {
+        for (early_stopping, length_penalty) in [
+            (EarlyStopping::No, 1.0),
+            (EarlyStopping::Yes, 0.0),
+            (EarlyStopping::Never, 2.0),
+            (EarlyStopping::Never, -1.0),
+        ] {
+            for harsh in [false, true] {
+                let planner: Box<dyn Planner> = if harsh { Box::new(Harsh(0)) } else { Box::new(AllAtOnce) };
+                let mut world = World::new(size, planner);
+                for (name, prompt, width, n, kind) in [("a", 13, 4, 2, Kind::Complete), ("b", 8, 3, 3, Kind::Continue)]
+                {
+                    let mut spec = spec(0, prompt, n, 12, 5);
+                    spec.sampling.beam = Some(BeamParams { width, length_penalty, early_stopping });
+                    assert!(world.submit(name, spec, kind));
+                }
+                world.submit("c", spec(1, 5, 2, 9, 5), Kind::Complete);
+                world.run(5000);
+                world.check_end();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_search_can_be_cancelled_at_any_moment() {
+    for steps in 0..12 {
+        let mut world = World::new(Size { max_num_batched_tokens: 3, ..SIZE }, Box::new(AllAtOnce));
+        let mut searched = spec(0, 9, 2, 20, 5);
+        searched.sampling.beam = Some(BeamParams { width: 4, length_penalty: 1.0, early_stopping: EarlyStopping::No });
+        world.submit("a", searched, Kind::Complete);
+        for _ in 0..steps {
+            world.step();
+        }
+        world.cancel("a", &[]);
+        world.run(1);
+        assert_eq!(world.pool.stats().leased, 0, "after {steps} steps: {:?}", world.pool.ledger());
+    }
+}
+
+#[test]
+fn a_prompt_is_scored_once_whatever_is_cached_or_preempted() {
+    for (planner, tokens) in [(0, 64), (0, 5), (1, 64), (1, 5)] {
+        let size = Size { max_num_batched_tokens: tokens, ..SIZE };
+        let planner: Box<dyn Planner> = if planner == 0 { Box::new(AllAtOnce) } else { Box::new(Harsh(0)) };
+        let mut world = World::new(size, planner);
+        for (name, prompt, kind) in [
+            ("a", 1, Kind::Complete),
+            ("b", 33, Kind::Complete),
+            ("c", 40, Kind::FirstTokens),
+            ("d", 40, Kind::Continue),
+        ] {
+            let mut spec = spec(0, prompt, 2, 6, 5);
+            spec.sampling.prompt_logprobs = Some(0);
+            assert!(world.submit(name, spec, kind));
+            world.run(500);
+            world.check_end();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use engine::{Batch, BatchRow, Engine, NoObserver, SampleRequest};
+use engine::{Batch, BatchRow, Engine, NoObserver, Probe, SampleRequest};
 use half::bf16;
 use kv::{BlockId, KvDtype, KvSpan};
 use types::{SamplingParams, TokenId};
@@ -51,6 +51,7 @@ impl Steps {
                 output: &[],
                 constraint: None,
             }],
+            probe: Probe::None,
         };
         let batch = Batch { rows: blocks.iter().map(|blocks| row(blocks)).collect() };
         self.engine.step(&batch, &NoObserver)?;

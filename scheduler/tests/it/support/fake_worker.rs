@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use types::{FinishReason, Limits, ModelIdentity, Role, SampledToken, TokenId};
+use types::{FinishReason, Limits, ModelIdentity, Role, SampledToken, TokenId, TokenScore};
 
 use super::TABLE_HASH;
 
@@ -301,6 +301,7 @@ impl Inner {
             Heard::Reserve(message) => ("reserve", message.key.clone()),
             Heard::Prefill(message) => ("prefill", message.key.clone()),
             Heard::Generate(message) => ("generate", message.key.clone()),
+            Heard::Embed(message) => ("embed", message.key.clone()),
             Heard::Cancel(message) => ("cancel", message.key.clone()),
             Heard::Hello(_) | Heard::Ping(_) => return,
         };
@@ -322,6 +323,24 @@ impl Inner {
                 sender.send(Body::Reserved(reserved)).await;
             }
             Heard::Prefill(message) => self.prefill(key, message, sender).await,
+            Heard::Embed(message) => {
+                let spec = proto::generate_spec(message.spec).unwrap();
+                let values = vec![3.0, 4.0 * spec.prompt.len() as f32];
+                let embedding = control::Embedding { key: Some(key.clone()), values, stats: None };
+                let cancelled = self.hold(&key);
+                let (inner, sender) = (self.clone(), sender.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = cancelled.cancelled() => {}
+                        () = tokio::time::sleep(inner.fake.step) => {
+                            if !inner.spent(&key, 1) {
+                                inner.release(&key);
+                                sender.send(Body::Embedding(embedding)).await;
+                            }
+                        }
+                    }
+                });
+            }
             Heard::Generate(message) => {
                 let cancelled = self.hold(&key);
                 let (inner, sender) = (self.clone(), sender.clone());
@@ -360,7 +379,14 @@ impl Inner {
         let ticket = String::from_utf8(message.ticket.to_vec()).unwrap();
         let to = ticket.strip_prefix(TICKET).expect("the ticket is handed on untouched");
         let spec = proto::generate_spec(message.spec).unwrap();
-        let tokens = spec.choices.clone().map(|choice| sample(&spec, &spec.output, choice));
+        self.tell_scores(&key, &spec, sender).await;
+        // A search has one token with its first candidates.
+        let drawn = if spec.sampling.beam.is_some() {
+            spec.choices.start..spec.choices.start + 1
+        } else {
+            spec.choices.clone()
+        };
+        let tokens = drawn.map(|choice| sample(&spec, &spec.output, choice));
         let tokens: Vec<control::Token> = tokens.map(|token| (&token).into()).collect();
         let stats = control::PrefillStats { prompt_tokens: spec.prompt.len() as u32, ..Default::default() };
         let first = control::FirstTokens { key: Some(key.clone()), tokens, stats: Some(stats) };
@@ -376,18 +402,39 @@ impl Inner {
         sender.send(Body::Shipped(control::Shipped { key: Some(key), stats: Some(stats) })).await;
     }
 
+    /// In two messages; a fake that is to die does so after the first.
+    async fn tell_scores(&self, key: &control::Key, spec: &types::GenerateSpec, sender: &Sender) {
+        let scores = scores(spec);
+        let (early, late) = scores.split_at(scores.len() / 2);
+        for (first, scores) in [(1, early), (1 + early.len() as u32, late)] {
+            let scores: Vec<control::TokenScore> = scores.iter().map(Into::into).collect();
+            if !scores.is_empty() && !self.dead.is_cancelled() {
+                let message = control::PromptScores { key: Some(key.clone()), first, scores };
+                sender.send(Body::PromptScores(message)).await;
+                self.spent(key, 1);
+            }
+        }
+    }
+
     async fn generate(&self, key: &control::Key, message: control::Generate, sender: &Sender) {
         let spec = proto::generate_spec(message.spec).unwrap();
         let local = message.first.is_empty();
+        if local {
+            self.tell_scores(key, &spec, sender).await;
+        }
         let mut stats =
             local.then(|| control::PrefillStats { prompt_tokens: spec.prompt.len() as u32, ..Default::default() });
-        let choices: Vec<u32> = match local {
+        // Pretended searches find what is drawn otherwise, and say so at their end.
+        let search = spec.sampling.beam.is_some();
+        let first = if search { &[] } else { &message.first[..] };
+        let mut found = Vec::new();
+        let choices: Vec<u32> = match local || search {
             true => spec.choices.clone().collect(),
             false => message.first.iter().map(|token| token.choice).collect(),
         };
         let mut outputs: Vec<(u32, Vec<TokenId>)> =
             choices.into_iter().map(|choice| (choice, spec.output.clone())).collect();
-        for ((_, output), first) in outputs.iter_mut().zip(&message.first) {
+        for ((_, output), first) in outputs.iter_mut().zip(first) {
             assert_eq!(first.position as usize, output.len(), "the first token follows the spec's output");
             output.push(first.id);
         }
@@ -403,7 +450,18 @@ impl Inner {
             if self.spent(key, tokens.len() as u32) {
                 return std::future::pending().await;
             }
+            if search {
+                found.append(&mut tokens);
+            }
             sender.send(Body::Tokens(control::Tokens { key: Some(key.clone()), tokens, prefill: stats.take() })).await;
+        }
+        // One by one, so that a death in between loses some of them.
+        for token in found {
+            if self.spent(key, 1) {
+                return std::future::pending().await;
+            }
+            let tokens = control::Tokens { key: Some(key.clone()), tokens: vec![token], prefill: None };
+            sender.send(Body::Tokens(tokens)).await;
         }
     }
 
@@ -421,6 +479,17 @@ impl Inner {
         }
         self.dead.is_cancelled() || self.frozen.load(Ordering::Relaxed)
     }
+}
+
+/// What every worker finds of a prompt: the further back, the likelier.
+fn scores(spec: &types::GenerateSpec) -> Vec<TokenScore> {
+    let Some(top) = spec.sampling.prompt_logprobs else { return Vec::new() };
+    let score = |at: usize| TokenScore {
+        logprob: -(at as f32),
+        rank: at as u32 + 1,
+        top: (0..top).map(|place| (TokenId::from(b'A') + place, -0.25)).collect(),
+    };
+    (1..spec.prompt.len()).map(score).collect()
 }
 
 fn is_wide(prompt: &[TokenId]) -> bool {
