@@ -12,6 +12,7 @@ const PDSERVE: &str = env!("CARGO_BIN_EXE_pdserve-under-test");
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 const RESPONSES: &str = "/v1/responses";
+const EMBEDDINGS: &str = "/v1/embeddings";
 
 /// Long enough that a prefix of it is cached block by block.
 const QUESTION: &str =
@@ -44,6 +45,15 @@ fn rows() -> Vec<(&'static str, Value)> {
         // Choices.
         (CHAT, json!({"n": 3, "temperature": 1, "seed": 16, "logprobs": true, "top_logprobs": 2})),
         (COMPLETIONS, json!({"n": 2, "best_of": 4, "temperature": 1, "seed": 17})),
+        // What is told of the prompt.
+        (COMPLETIONS, json!({"prompt_logprobs": 2})),
+        (CHAT, json!({"prompt_logprobs": 0, "n": 2, "temperature": 1, "seed": 23})),
+        (COMPLETIONS, json!({"echo": true, "logprobs": 1, "max_tokens": 40})),
+        (COMPLETIONS, json!({"echo": true, "logprobs": 0, "max_tokens": 0})),
+        (EMBEDDINGS, json!({"dimensions": 16})),
+        // Searches.
+        (CHAT, json!({"use_beam_search": true, "n": 2, "best_of": 4, "max_tokens": 60, "logprobs": true, "top_logprobs": 2})),
+        (COMPLETIONS, json!({"use_beam_search": true, "n": 3, "length_penalty": 0.5, "early_stopping": true, "ignore_eos": false, "max_tokens": 60})),
         // Grammars.
         (CHAT, json!({"guided_json": schema, "ignore_eos": false})),
         (CHAT, json!({"guided_json": schema, "temperature": 1.2, "seed": 18, "n": 2, "logprobs": true, "presence_penalty": 0.5})),
@@ -106,11 +116,11 @@ fn tool_rows() -> Vec<(&'static str, Value)> {
 fn body(path: &str, more: &Value) -> Value {
     let mut body = match path {
         CHAT => json!({"messages": [{"role": "user", "content": QUESTION}]}),
-        RESPONSES => json!({"input": QUESTION}),
+        RESPONSES | EMBEDDINGS => json!({"input": QUESTION}),
         _ => json!({"prompt": QUESTION}),
     };
     let fields = body.as_object_mut().unwrap();
-    if path != RESPONSES {
+    if ![RESPONSES, EMBEDDINGS].contains(&path) {
         let usual = json!({"temperature": 0, "max_tokens": TOKENS, "ignore_eos": true, "return_token_ids": true});
         fields.extend(usual.as_object().unwrap().clone());
     }
