@@ -59,6 +59,7 @@ fn rows() -> Vec<(&'static str, Value)> {
         (CHAT, json!({"guided_json": schema, "temperature": 1.2, "seed": 18, "n": 2, "logprobs": true, "presence_penalty": 0.5})),
         (CHAT, json!({"response_format": {"type": "json_object"}, "temperature": 0.8, "seed": 19})),
         (COMPLETIONS, json!({"guided_regex": "([a-z]{2,8} ){30,60}end", "temperature": 1, "seed": 20, "min_tokens": 50})),
+        (CHAT, json!({"guided_regex": "([a-z]{2,8} ){30,60}end", "temperature": 1, "seed": 20, "stop": "q", "frequency_penalty": 1})),
         (CHAT, json!({"guided_choice": ["prefill first", "decode first", "prefill and decode at once"], "temperature": 1, "seed": 21})),
         (COMPLETIONS, json!({"guided_grammar": "start: item (\", \" item){20}\nitem: \"(\" (item | WORD) \")\"\nWORD: /[a-z]+/", "temperature": 1, "seed": 22})),
     ]);

@@ -170,6 +170,8 @@ fn bombs() -> Vec<(Value, MayBegin)> {
         (grammar("start: A\nA: B B\nB: A A".into()), any),
         (grammar(format!("start: %json {}1{}", "[".repeat(30_000), "]".repeat(30_000))), any),
         (grammar(format!("root ::= {}\"a\"{}", "(".repeat(20_000), ")".repeat(20_000))), |text| text == "a"),
+        // Not one token is left: refused, and the neighbours in the batch go on.
+        (json!({"guided_choice": ["a"], "allowed_token_ids": [300]}), |_| false),
         (json!({"guided_choice": vec!["ab".repeat(20); 1000]}), |text| "ab".repeat(20).starts_with(text)),
     ]
 }

@@ -53,7 +53,28 @@ pub(super) fn quoted(text: &str) -> String {
 /// The compiler's words, without its inner state.
 pub(super) fn reason(error: &anyhow::Error) -> GrammarError {
     let text = error.to_string();
-    let text = text.split("\n<").next().unwrap_or_default().trim();
-    let text = if text.starts_with("panic") { "it cannot be followed" } else { text };
-    GrammarError::Invalid(text.chars().take(REASON_CHARS_MAX).collect())
+    let text = text.split("\n<").next().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().take_while(|line| !is_excerpt(line)).collect();
+    GrammarError::Invalid(match lines.join("\n").trim() {
+        text if text.contains("NoExtension") => "no text satisfies it".to_owned(),
+        text if text.starts_with("panic") => "it cannot be followed".to_owned(),
+        text => shortened(text),
+    })
+}
+
+/// A line of the source with its number in front, which the compiler shows below its words.
+fn is_excerpt(line: &str) -> bool {
+    let rest = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.starts_with(" | ") && rest.len() < line.trim_start().len()
+}
+
+/// The beginning, which names the place, and the end, which says what is wrong.
+fn shortened(text: &str) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= REASON_CHARS_MAX {
+        return text.to_owned();
+    }
+    let half = REASON_CHARS_MAX / 2;
+    let (start, end) = (&chars[..half], &chars[chars.len() - half..]);
+    start.iter().chain(&[' ', '.', '.', '.', ' ']).chain(end).collect()
 }

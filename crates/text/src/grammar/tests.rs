@@ -75,7 +75,9 @@ fn what_is_wrong_is_said() {
     check(schema(r#"{"type": "nothing"}"#), "type");
     check(schema(r##"{"$ref": "#/nowhere"}"##), "nowhere");
     check(schema(r#"{"not": {"type": "string"}}"#), "not");
-    check(Grammar::Regex("(a".into()), "");
+    check(schema(r##"{"$ref": "#"}"##), "no text satisfies it");
+    check(Grammar::Regex("(a".into()), "unclosed");
+    check(Grammar::Regex(format!("{}(", "a".repeat(4000)).into()), "unclosed");
     check(Grammar::Regex("a^b".into()), "");
     check(Grammar::Lark("begin: \"a\"".into()), "start");
     check(Grammar::Lark("".into()), "");

@@ -12,8 +12,12 @@ use crate::Tokenizer;
 
 /// Longer tokens (runs of spaces, mostly) are left out: the trie cannot hold them, and shorter ones spell the same text.
 const TOKEN_BYTES_MAX: usize = 512;
-/// Most states that a sequence's lexer may make, of some kilobytes each: it bounds what a grammar costs while it runs.
+/// Most states that a sequence's lexer may make, of some kilobytes each: it bounds what a grammar holds while it runs.
 const LEXER_STATES_MAX: usize = 16_384;
+/// What one token may cost in the lexer: some 7 ms, ten times what a large schema needs. Others wait for it in the same step.
+const STEP_LEXER_FUEL: u64 = 100_000;
+/// Ways in which an ambiguous text may be read at once; the cost of a token grows with its square.
+const ITEMS_MAX: usize = 500;
 
 /// The id that stands for the end of the text: none of the model's, whose own ends are the engine's affair.
 pub(super) fn end_token(tokenizer: &Tokenizer) -> TokenId {
@@ -34,6 +38,8 @@ pub(super) fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, GrammarErr
     let limits = factory.limits_mut();
     limits.verbose_errors = false;
     limits.max_lexer_states = LEXER_STATES_MAX;
+    limits.step_lexer_fuel = STEP_LEXER_FUEL;
+    limits.max_items_in_row = ITEMS_MAX;
     Ok(factory)
 }
 
