@@ -1,7 +1,7 @@
 //! The life of an attempt on D: reserve, land, decode; or compute the prompt here and decode.
 
 use proto::control::{FailCode, Reserved, Tokens, worker_message::Body};
-use transfer::{LandingStats, Listening};
+use transfer::{Counters, LandingStats, Listening};
 use types::{GenerateSpec, SampledToken};
 use worker::{Attempt, Compiling, Direction, Failure, Goal, Happening, Job, Order, RoleService};
 
@@ -28,6 +28,10 @@ impl RoleService for DecodeService {
             Order::Embed { spec, pooling } => attempt.embed(spec, pooling).await,
             other => Err(other.unexpected("Reserve, Generate or Embed")),
         }
+    }
+
+    fn kv_counters(&self) -> &Counters {
+        self.landings.receiver.counters()
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, kv, parent, up};
+use crate::{bench, chaos, kv, parent, up};
 
 /// Prefill/decode disaggregated LLM serving: one binary, every role.
 ///
@@ -32,6 +32,8 @@ enum Command {
     Ranktable(ranktable_tool::Args),
     /// Measure this build on this machine
     Bench(bench::Args),
+    /// Hurt a cluster on this machine on purpose and print a verdict table
+    Chaos(chaos::Args),
 }
 
 /// Runs what the command line asks for; the exit code is 0 only if it ended as asked.
@@ -58,6 +60,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Kv(args) => runtime()?.block_on(kv::run(args)),
         Command::Ranktable(args) => ranktable_tool::run(args),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
+        Command::Chaos(args) => runtime()?.block_on(chaos::run(args)),
     }
 }
 

@@ -3,10 +3,13 @@
 //! `pdserve` without a command means `up` with the demo model that is embedded in the binary.
 
 mod bench;
+mod chaos;
 mod cli;
 mod demo;
 mod kv;
 mod parent;
+mod sse;
 mod up;
 
+pub use chaos::{Fault, FaultProxy};
 pub use cli::{Cli, main};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::control::{FirstTokens, PrefillStats, Shipped, TransferStats, worker_message::Body};
+use transfer::Counters;
 use types::{GenerateSpec, SampledToken};
 use worker::{
     Attempt, AttemptJob, Direction, EngineHandle, Failure, Goal, Happening, Job, Order, PromptStats, RoleService,
@@ -25,6 +26,10 @@ impl RoleService for PrefillService {
             Order::Embed { spec, pooling } => attempt.embed(spec, pooling).await,
             other => Err(other.unexpected("Prefill or Embed")),
         }
+    }
+
+    fn kv_counters(&self) -> &Counters {
+        self.shipping.sender.counters()
     }
 }
 

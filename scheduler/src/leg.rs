@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use proto::control::{self, FailCode};
 use tokio::time::Instant;
-use types::{Epoch, GenerateSpec};
+use types::{Epoch, GenerateSpec, RequestId};
 
 use crate::answer::Answer;
 use crate::cluster::Cluster;
@@ -39,6 +39,8 @@ pub(crate) struct Leg {
 pub(crate) struct Tried {
     processes: HashSet<Process>,
     pairs: HashSet<(Process, Process)>,
+    /// Both ends of a hand-over that failed: one of them may be to blame, so others come first.
+    suspects: HashSet<Process>,
     /// Said that they have no room; asked again when something changed.
     pub(crate) busy: HashSet<Slot>,
 }
@@ -100,6 +102,15 @@ impl Leg {
         }
     }
 
+    /// What workers call it. A choice that goes on by itself has a name of its own, since a worker keeps only the newest attempt of
+    /// a name.
+    pub(crate) fn name(&self, request: &Request) -> RequestId {
+        match self.answers.as_slice() {
+            [answer] if request.choices > 1 => RequestId::from(format!("{}/{}", request.id, answer.choice)),
+            _ => request.id.clone(),
+        }
+    }
+
     /// What is left to do: nothing, all choices again, or (once they have output) each by itself.
     pub(crate) fn split(mut self) -> Vec<Leg> {
         let has_output = self.has_output();
@@ -139,6 +150,7 @@ impl Leg {
                 (Some(prefill), Some(decode)) => {
                     cluster.failed_pair(prefill.0, decode.0);
                     self.tried.pairs.insert((prefill, decode));
+                    self.tried.suspects.extend([prefill, decode]);
                 }
                 _ => self.tried.add(process),
             },
@@ -155,15 +167,22 @@ impl Tried {
         self.processes.insert(process);
     }
 
-    /// For the router: those of the tried that are still the same process, and the busy.
-    pub(crate) fn excluded(&self, cluster: &Cluster) -> Excluded {
+    /// For the router, from wary to bold: no suspect, nothing that was tried, no instance that failed by itself or is busy. The last
+    /// tries a pair again whose hand-over failed: with one pair, or none better, that is all there is, and links come back.
+    pub(crate) fn excluded(&self, cluster: &Cluster) -> [Excluded; 3] {
         let same = |&(slot, generation): &Process| cluster.generation(slot) == Some(generation);
-        let tried = self.processes.iter().filter(|process| same(process)).map(|process| process.0);
+        let slots = |processes: &HashSet<Process>| -> HashSet<Slot> {
+            processes.iter().filter(|process| same(process)).map(|process| process.0).collect()
+        };
+        let bold: HashSet<Slot> = &slots(&self.processes) | &self.busy;
+        let wary = &bold | &slots(&self.suspects);
         let pairs = self.pairs.iter().filter(|(prefill, decode)| same(prefill) && same(decode));
-        Excluded {
-            instances: tried.chain(self.busy.iter().copied()).collect(),
-            pairs: pairs.map(|(prefill, decode)| (prefill.0, decode.0)).collect(),
-        }
+        let pairs: HashSet<_> = pairs.map(|(prefill, decode)| (prefill.0, decode.0)).collect();
+        [
+            Excluded { instances: wary, pairs: pairs.clone() },
+            Excluded { instances: bold.clone(), pairs },
+            Excluded { instances: bold, pairs: HashSet::new() },
+        ]
     }
 }
 

@@ -227,25 +227,32 @@ impl Story<'_> {
         let spec = self.spec(leg);
         let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
         let chain = hash_chain(&ChainRoot::new(&model.digest, &spec.cache_salt), &tokens, PREFIX_BLOCK);
-        let excluded = leg.tried.excluded(self.cluster);
-        let facts = Facts {
+        let facts = |excluded| Facts {
             tokens: tokens.len() as u32,
             chain: &chain,
             choices: self.request.sampling.beam.map_or(leg.answers.len() as u32, |beam| beam.width),
             new_tokens: spec.sampling.max_tokens.saturating_sub(spec.output.len() as u32),
-            excluded: &excluded,
+            excluded,
         };
+        let [wary, tried, bold] = leg.tried.excluded(self.cluster);
         let routed = match self.request.via {
-            Some(route) => self.cluster.route_by(route, &facts),
-            None => self.cluster.route(&facts),
+            Some(route) => self.cluster.route_by(route, &facts(&bold)),
+            None => match self.cluster.route(&facts(&wary)) {
+                go @ Routed::Go { .. } => go,
+                _ => match self.cluster.route(&facts(&tried)) {
+                    Routed::Absent(_) => self.cluster.route(&facts(&bold)),
+                    routed => routed,
+                },
+            },
         };
+        let tokens = tokens.len() as u32;
         match routed {
             Routed::Go { booked, prefill, decode } => {
                 leg.prefill = prefill.as_ref().map(|connection| (connection.slot, connection.generation));
                 leg.decode = Some((decode.slot, decode.generation));
-                let key = RequestKey { request: self.request.id.clone(), epoch: leg.epoch };
+                let key = RequestKey { request: leg.name(self.request), epoch: leg.epoch };
                 let place = |connection: &Arc<Connection>| connection.instance.clone();
-                info!(request_id = %key.request, stage = %Stage::Routed, epoch = key.epoch, tokens = facts.tokens,
+                info!(request_id = %key.request, stage = %Stage::Routed, epoch = key.epoch, tokens,
                     prefill = prefill.as_ref().map(place).as_ref().map_or("local", |id| id.as_str()), decode = %decode.instance, "routed");
                 Ok(Asked::Go(Path { booked, prefill, decode, chain, key }))
             }
@@ -253,7 +260,7 @@ impl Story<'_> {
             // Those that are there have just said that they are full.
             Routed::Absent(_) if !leg.tried.busy.is_empty() => Ok(Asked::NoRoom),
             Routed::Absent(role) => Ok(Asked::Absent(role)),
-            Routed::TooLong { tokens_max } => Err(RequestError::TooLong { tokens: facts.tokens, tokens_max }),
+            Routed::TooLong { tokens_max } => Err(RequestError::TooLong { tokens, tokens_max }),
         }
     }
 

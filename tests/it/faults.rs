@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing unwrap fails the test")]
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use serde_json::{Value, json};
 use tests::{Client, Oracle, ProcessCluster, demo_model};
 
@@ -25,38 +27,169 @@ fn long_answer(oracle: &mut Oracle, question: &str, tokens: u32) -> String {
     oracle.text(&choices[0])
 }
 
-/// Starts 16 streams, signals `role` once each has its first event, and compares every text with the oracle's.
-async fn streams_survive(role: &str, signal: Signal) {
-    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+/// Starts 32 streams, does something once each has its first event, and compares every text with the oracle's. Says how long the
+/// longest pause in a stream was (`--nocapture` shows it).
+async fn streams_survive(cluster: &ProcessCluster, what: &str, hurt: impl FnOnce()) {
     let mut oracle = Oracle::load(&demo_model());
     let client = cluster.client();
-    let questions: Vec<_> = (0..16).map(|i| format!("What is prefill? Tell me {i} things.")).collect();
+    let questions: Vec<_> = (0..32).map(|i| format!("What is prefill? Tell me {i} things.")).collect();
     let mut streams = Vec::new();
     for question in &questions {
-        let mut stream = client.stream("/v1/chat/completions", &long_request(question, 120)).await;
+        let mut stream = client.stream("/v1/chat/completions", &long_request(question, 100)).await;
         assert!(stream.next().await.is_some(), "the role chunk");
         streams.push(stream);
     }
-    cluster.signal(role, signal);
+    hurt();
     let texts = futures::future::join_all(streams.iter_mut().map(|stream| stream.text(0))).await;
+    let worst = streams.iter().map(|stream| stream.worst_gap).max().unwrap_or_default();
+    println!("{what}: worst gap {:.3} s", worst.as_secs_f64());
     for (question, text) in questions.iter().zip(texts) {
-        assert_eq!(text, long_answer(&mut oracle, question, 120), "{question}");
+        assert_eq!(text, long_answer(&mut oracle, question, 100), "{question}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_decode_instance_costs_no_stream_its_text() {
-    streams_survive("decode-0", Signal::KILL).await;
+async fn f1_a_killed_decode_instance_costs_no_stream_its_text() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+    streams_survive(&cluster, "SIGKILL decode-0", || cluster.signal("decode-0", Signal::KILL)).await;
+    // What the scheduler cannot know beforehand: this one has no memory left for what it is given next.
+    let starved = || starve(&cluster, "decode-1");
+    streams_survive(&cluster, "F21: no memory for decode-1", starved).await;
+}
+
+/// F21: no byte of address space more than it has now. It dies when it wants one; the cluster does not.
+fn starve(cluster: &ProcessCluster, role: &str) {
+    let pid = cluster.pid(role).expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let bytes = size.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024;
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    rustix::process::prlimit(Some(pid), Resource::As, limit).expect("the process is ours");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_prefill_instance_costs_no_stream_its_text() {
-    streams_survive("prefill-0", Signal::KILL).await;
+async fn f2_a_frozen_decode_instance_counts_as_dead_and_may_wake_up() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+    streams_survive(&cluster, "SIGSTOP decode-0", || cluster.signal("decode-0", Signal::STOP)).await;
+    cluster.signal("decode-0", Signal::CONT);
+    ready(&cluster).await;
+    streams_survive(&cluster, "after SIGCONT", || {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_decode_instance_counts_as_dead() {
-    streams_survive("decode-0", Signal::STOP).await;
+async fn f6_a_killed_prefill_instance_costs_no_stream_its_text() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+    streams_survive(&cluster, "SIGKILL prefill-0", || cluster.signal("prefill-0", Signal::KILL)).await;
+}
+
+/// Waits until every instance is proven.
+async fn ready(cluster: &ProcessCluster) {
+    let client = cluster.client();
+    for _ in 0..3000 {
+        // While the scheduler itself is away, nobody answers.
+        if let Some(report) = client.try_get("/ready").await {
+            let instances = report.body["instances"].as_array().unwrap().iter();
+            if instances.map(|instance| &instance["state"]).all(|state| state == "ready") {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the cluster never became ready again: {}", cluster.output());
+}
+
+/// Waits until another process than `old` has the role, and until every instance is proven.
+async fn restarted(cluster: &ProcessCluster, role: &str, old: Option<Pid>) {
+    while cluster.pid(role) == old {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ready(cluster).await;
+}
+
+/// All workers one after the other, then the scheduler: nobody notices, and each ends as told. (The drill does it with 64 clients.)
+#[tokio::test(flavor = "multi_thread")]
+async fn f15_f17_every_role_drains_on_sigterm_under_load() {
+    let cluster = ProcessCluster::up(PDSERVE, &["--prefill", "2", "--decode", "2"]);
+    let question = "What does a decode instance do?";
+    let expected = long_answer(&mut Oracle::load(&demo_model()), question, 40);
+    let stop = AtomicBool::new(false);
+    let ask = async |number: usize| {
+        let mut asked = 0;
+        while !stop.load(Relaxed) {
+            let reply = cluster.client().post("/v1/chat/completions", &long_request(question, 40)).await;
+            assert_eq!(reply.text(), expected, "client {number}");
+            asked += 1;
+        }
+        asked
+    };
+    let restart_all = async {
+        for role in ["prefill-0", "decode-0", "prefill-1", "decode-1"] {
+            let old = cluster.pid(role);
+            cluster.signal(role, Signal::TERM);
+            restarted(&cluster, role, old).await;
+        }
+        stop.store(true, Relaxed);
+    };
+    let (asked, ()) = tokio::join!(futures::future::join_all((0..12).map(ask)), restart_all);
+    assert!(asked.iter().all(|&asked| asked > 0), "{asked:?}");
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut stream = cluster.client().stream("/v1/chat/completions", &long_request(question, 40)).await;
+        assert!(stream.next().await.is_some(), "the role chunk");
+        streams.push(stream);
+    }
+    let old = cluster.pid("scheduler");
+    cluster.signal("scheduler", Signal::TERM);
+    for text in futures::future::join_all(streams.iter_mut().map(|stream| stream.text(0))).await {
+        assert_eq!(text, expected);
+    }
+    restarted(&cluster, "scheduler", old).await;
+    let output = cluster.output();
+    for role in ["prefill-0", "decode-0", "prefill-1", "decode-1", "scheduler"] {
+        assert!(output.contains(&format!("{role} ended (exit status: 0)")), "{role}: {output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f16_a_killed_scheduler_cuts_its_streams_and_the_next_one_serves() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let workers = Workers::of(&cluster).await;
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        let mut stream = cluster.client().stream("/v1/chat/completions", &long_request("Go on.", 1500)).await;
+        assert!(stream.next().await.is_some(), "the role chunk");
+        streams.push(stream);
+    }
+    let old = cluster.pid("scheduler");
+    cluster.signal("scheduler", Signal::KILL);
+    for stream in &mut streams {
+        while let Some(event) = stream.next().await {
+            assert!(event["choices"][0]["finish_reason"].is_null(), "a cut stream must not look whole: {event}");
+        }
+        assert!(!stream.done, "a cut stream must not look whole");
+    }
+    restarted(&cluster, "scheduler", old).await;
+    workers.settle("").await;
+    let reply = cluster.client().post("/v1/chat/completions", &long_request("Hello!", 8)).await;
+    assert_eq!(reply.text(), long_answer(&mut Oracle::load(&demo_model()), "Hello!", 8));
+}
+
+/// Every process's log ends on a disk without room.
+#[tokio::test(flavor = "multi_thread")]
+async fn f22_a_full_disk_under_the_logs_stops_nothing() {
+    let full = |run_dir: &Path| {
+        let logs = run_dir.join("logs");
+        std::fs::create_dir(&logs).unwrap();
+        for role in ["scheduler", "prefill-0", "decode-0"] {
+            std::os::unix::fs::symlink("/dev/full", logs.join(format!("{role}.log"))).unwrap();
+        }
+    };
+    let cluster = ProcessCluster::up_in(PDSERVE, &[], full);
+    let mut oracle = Oracle::load(&demo_model());
+    for question in ["Hello!", "What is a ticket?"] {
+        let reply = cluster.client().post("/v1/chat/completions", &long_request(question, 20)).await;
+        assert_eq!(reply.text(), long_answer(&mut oracle, question, 20));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

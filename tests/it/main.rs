@@ -9,6 +9,10 @@ mod faults;
 mod guide;
 /// Which room may know which.
 mod layers;
+/// Links that are cut, slow or lie, between real workers and a scheduler in this process.
+mod links;
+/// What `links` runs on.
+mod local_cluster;
 /// Every request parameter in every way of serving.
 mod matrix;
 /// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.

@@ -228,3 +228,39 @@ async fn every_family_gives_the_text_of_one_process() {
         check(model, SHAPE, Shape { block_size: 32, ..SHAPE }, TransportKind::Inproc).await;
     }
 }
+
+/// F3 and F4: an attempt that goes on from any token, as the scheduler orders it after a death, gives the rest bit for bit: with
+/// temperature and seed, all penalties, two choices, logprobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn f3_f4_a_resume_at_every_token_gives_the_rest() {
+    let mut oracle = Oracle::load("llama");
+    let mut pair = pair("llama", SHAPE, SHAPE, TransportKind::Tcp).await;
+    let sampling = SamplingParams {
+        temperature: 1.0,
+        seed: 11,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.3,
+        repetition_penalty: 1.3,
+        max_tokens: 32,
+        ignore_eos: true,
+        logprobs: Some(2),
+        ..SamplingParams::default()
+    };
+    let prompt: Vec<_> = (0..37).map(|i| 3 + i * 7 % 120).collect();
+    let output = Vec::new();
+    let spec = GenerateSpec { prompt: prompt.into(), output, choices: 0..2, sampling, cache_salt: Vec::new() };
+    let whole = oracle.generate(&spec);
+    let of = |choice: u32| whole.iter().filter(move |token| token.choice == choice).cloned().collect::<Vec<_>>();
+    let mut requests = Vec::new();
+    for (choice, k) in (0..2).flat_map(|choice| (1..32).map(move |k| (choice, k))) {
+        let output = of(choice)[..k].iter().map(|token| token.id).collect();
+        let rest = GenerateSpec { output, choices: choice..choice + 1, ..spec.clone() };
+        requests.push((format!("{choice} {k}"), rest, None));
+    }
+    let outcomes = pair.run_all(requests).await;
+    for (choice, k) in (0..2).flat_map(|choice| (1..32).map(move |k| (choice, k))) {
+        let outcome = &outcomes[&format!("{choice} {k}")];
+        assert_eq!((&outcome.failed[..], &outcome.tokens[..]), (&[][..], &of(choice)[k..]), "choice {choice} from {k}");
+    }
+    pair.settled().await;
+}

@@ -1,5 +1,7 @@
 //! A small OpenAI client: JSON in, JSON or a stream of server-sent events out. It asserts the framing as it reads.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -40,6 +42,9 @@ pub struct Streamed {
     buffer: Vec<u8>,
     /// Whether `[DONE]` came.
     pub done: bool,
+    /// Longest wait for an event after the first.
+    pub worst_gap: Duration,
+    last: Option<Instant>,
 }
 
 impl Client {
@@ -52,6 +57,12 @@ impl Client {
         Self::whole(self.send(Method::GET, path, Bytes::new()).await).await
     }
 
+    /// `None` when nobody answers.
+    pub async fn try_get(&self, path: &str) -> Option<Reply> {
+        let request = Request::get(format!("{}{path}", self.base)).body(Full::default()).expect("a valid request");
+        Some(Self::whole(self.http.request(request).await.ok()?).await)
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Reply {
         Self::whole(self.send(Method::POST, path, body.to_string().into()).await).await
     }
@@ -61,7 +72,14 @@ impl Client {
         let mut body = body.clone();
         body["stream"] = Value::Bool(true);
         let response = self.send(Method::POST, path, body.to_string().into()).await;
-        Streamed { status: response.status().as_u16(), body: response.into_body(), buffer: Vec::new(), done: false }
+        Streamed {
+            status: response.status().as_u16(),
+            body: response.into_body(),
+            buffer: Vec::new(),
+            done: false,
+            worst_gap: Duration::ZERO,
+            last: None,
+        }
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Response<Incoming> {
@@ -88,7 +106,11 @@ impl Streamed {
                 let event = String::from_utf8(event).expect("events never hold half a character");
                 match event.trim_end().strip_prefix("data: ") {
                     Some("[DONE]") => self.done = true,
-                    Some(json) => return Some(serde_json::from_str(json).expect("an event holds JSON")),
+                    Some(json) => {
+                        let before = self.last.replace(Instant::now());
+                        self.worst_gap = self.worst_gap.max(before.map_or(Duration::ZERO, |before| before.elapsed()));
+                        return Some(serde_json::from_str(json).expect("an event holds JSON"));
+                    }
                     None => assert!(event.starts_with(':'), "not an event: {event:?}"),
                 }
                 continue;

@@ -1,9 +1,11 @@
 //! A cluster of real processes, started as a user starts it: `pdserve up`.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -15,12 +17,19 @@ pub struct ProcessCluster {
     up: Child,
     pub url: String,
     run_dir: TempDir,
+    output: Arc<Mutex<String>>,
 }
 
 impl ProcessCluster {
     /// Starts `binary up ARGS` on a free port and returns when it printed that it is ready. Panics with its output if it ends before.
     pub fn up(binary: &str, args: &[&str]) -> Self {
+        Self::up_in(binary, args, |_| {})
+    }
+
+    /// The same in a run directory that is prepared first.
+    pub fn up_in(binary: &str, args: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let run_dir = TempDir::new().expect("a temporary directory");
+        prepare(run_dir.path());
         let mut up = Command::new(binary)
             .args(["up", "--port", "0", "--run-dir"])
             .arg(run_dir.path())
@@ -31,10 +40,10 @@ impl ProcessCluster {
             .spawn()
             .expect("the program starts");
         let out = up.stdout.take().expect("stdout is piped");
-        let (url, seen) = read_until_url(BufReader::new(out));
-        match url {
-            Some(url) => Self { up, url, run_dir },
-            None => panic!("pdserve up ended before it was ready: {:?}\n{seen}", up.wait()),
+        let output = Arc::default();
+        match read_until_url(BufReader::new(out), &output) {
+            Some(url) => Self { up, url, run_dir, output },
+            None => panic!("pdserve up ended before it was ready: {:?}\n{}", up.wait(), output.lock()),
         }
     }
 
@@ -56,6 +65,11 @@ impl ProcessCluster {
 
     pub fn log(&self, role: &str) -> PathBuf {
         self.run_dir.path().join("logs").join(format!("{role}.log"))
+    }
+
+    /// What `up` has printed so far.
+    pub fn output(&self) -> String {
+        self.output.lock().clone()
     }
 
     /// SIGINT, as Ctrl-C does, and its exit code.
@@ -82,21 +96,18 @@ impl Drop for ProcessCluster {
     }
 }
 
-/// Reads what `up` prints until its URL line. The rest is drained by a thread, so that `up` never blocks on a full pipe.
-fn read_until_url(mut out: impl BufRead + Send + 'static) -> (Option<String>, String) {
-    let mut seen = String::new();
-    let mut line = String::new();
-    while out.read_line(&mut line).is_ok_and(|n| n > 0) {
-        seen += &line;
-        if let Some(url) = line.trim().strip_prefix("URL ") {
-            let url = url.trim().trim_end_matches("/v1").to_owned();
-            std::thread::Builder::new()
-                .name("drain-up-output".into())
-                .spawn(move || std::io::copy(&mut out, &mut std::io::sink()))
-                .expect("a thread starts");
-            return (Some(url), seen);
-        }
-        line.clear();
-    }
-    (None, seen)
+/// Reads what `up` prints until its URL line. A thread reads the rest, so that `up` never blocks on a full pipe.
+fn read_until_url(out: impl BufRead + Send + 'static, output: &Arc<Mutex<String>>) -> Option<String> {
+    let mut lines = out.lines().map_while(Result::ok);
+    let url = lines.by_ref().find_map(|line| {
+        let url = line.trim().strip_prefix("URL ").map(|url| url.trim().trim_end_matches("/v1").to_owned());
+        *output.lock() += &(line + "\n");
+        url
+    })?;
+    let output = output.clone();
+    std::thread::Builder::new()
+        .name("read-up-output".into())
+        .spawn(move || lines.for_each(|line| *output.lock() += &(line + "\n")))
+        .expect("a thread starts");
+    Some(url)
 }

@@ -14,7 +14,7 @@ mod trace;
 
 pub use logging::{Error, init};
 pub use metrics::{
-    CONTENT_TYPE, Direction, GaugeGuard, HandOver, Outcome, SchedulerMetrics, WorkerLoad, WorkerMetrics,
+    CONTENT_TYPE, Direction, GaugeGuard, HandOver, KvPlane, Outcome, SchedulerMetrics, WorkerLoad, WorkerMetrics,
 };
 pub use otlp::{Exporter, continue_trace};
 pub use seldom::Seldom;

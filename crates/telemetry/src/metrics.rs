@@ -352,20 +352,37 @@ metrics! {
         transfer_bytes: IntCounterVec = counters("pdserve_transfer_bytes_total", "KV bytes by transport and direction.", &["transport", "direction"]);
         transfer_pieces: IntCounterVec = counters("pdserve_transfer_pieces_total", "KV pieces by transport and direction.", &["transport", "direction"]);
         refused: IntCounterVec = counters("pdserve_refused_pieces_total", "KV pieces refused, by reason.", &["reason"]);
+        retried: IntCounter = counter("pdserve_retried_pieces_total", "KV pieces sent again because they arrived damaged.");
+        duplicates: IntCounter = counter("pdserve_duplicate_pieces_total", "KV pieces that had already arrived.");
+        connections_lost: IntCounter = counter("pdserve_kv_connections_lost_total", "KV connections that ended in an error.");
+        unauthenticated: IntCounter = counter("pdserve_kv_unauthenticated_total", "KV connections refused because the peer did not prove the cluster secret.");
         stale: IntCounter = counter("pdserve_stale_dropped_total", "Messages of an attempt that was over.");
     }
+}
+
+/// What a worker's KV plane has counted since it started.
+#[derive(Clone, Debug, Default)]
+pub struct KvPlane {
+    /// By reason, each one of the transfer room's constants.
+    pub refused: Vec<(&'static str, u64)>,
+    pub retried: u64,
+    pub duplicates: u64,
+    pub connections_lost: u64,
+    pub unauthenticated: u64,
 }
 
 /// A worker's metrics.
 pub struct WorkerMetrics {
     names: Names,
     all: WorkerNames,
+    /// Held while counters catch up with the KV plane's, so that two scrapes do not both add the difference.
+    catching_up: Mutex<()>,
 }
 
 impl WorkerMetrics {
     pub fn new(instance: &InstanceId, role: Role) -> Self {
         let names = Names::new(&[("instance", instance.as_str()), ("role", role.as_str())]);
-        Self { all: WorkerNames::register(&names), names }
+        Self { all: WorkerNames::register(&names), names, catching_up: Mutex::default() }
     }
 
     pub fn set_sequences(&self, running: usize, waiting: usize) {
@@ -394,9 +411,17 @@ impl WorkerMetrics {
         self.all.transfer_bytes.with_label_values(&labels).inc_by(bytes);
     }
 
-    /// `reason` is one of the transfer room's constants.
-    pub fn refused(&self, reason: &'static str) {
-        self.all.refused.with_label_values(&[reason]).inc();
+    /// Takes over what the KV plane has counted.
+    pub fn set_kv_plane(&self, counted: &KvPlane) {
+        let _alone = self.catching_up.lock();
+        let catch_up = |counter: &IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        for (reason, total) in &counted.refused {
+            catch_up(&self.all.refused.with_label_values(&[*reason]), *total);
+        }
+        catch_up(&self.all.retried, counted.retried);
+        catch_up(&self.all.duplicates, counted.duplicates);
+        catch_up(&self.all.connections_lost, counted.connections_lost);
+        catch_up(&self.all.unauthenticated, counted.unauthenticated);
     }
 
     pub fn stale_dropped(&self, messages: u64) {
@@ -504,7 +529,9 @@ mod tests {
         metrics.set_blocks(5, 2, 1, 8);
         metrics.stepped(16, Duration::from_millis(2));
         metrics.transferred("shm", Direction::Received, 4, 4096);
-        metrics.refused("checksum");
+        let counted = KvPlane { refused: vec![("checksum", 2)], connections_lost: 1, ..KvPlane::default() };
+        metrics.set_kv_plane(&counted);
+        metrics.set_kv_plane(&counted);
         let text = metrics.render();
         check(&text, "pdserve_running{instance=\"decode-0\",role=\"decode\"} 3");
         check(&text, "pdserve_blocks{instance=\"decode-0\",role=\"decode\",state=\"free\"} 5");
@@ -513,6 +540,7 @@ mod tests {
             &text,
             "pdserve_transfer_bytes_total{direction=\"received\",instance=\"decode-0\",role=\"decode\",transport=\"shm\"} 4096",
         );
-        check(&text, "pdserve_refused_pieces_total{instance=\"decode-0\",reason=\"checksum\",role=\"decode\"} 1");
+        check(&text, "pdserve_refused_pieces_total{instance=\"decode-0\",reason=\"checksum\",role=\"decode\"} 2");
+        check(&text, "pdserve_kv_connections_lost_total{instance=\"decode-0\",role=\"decode\"} 1");
     }
 }

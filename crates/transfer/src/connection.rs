@@ -313,7 +313,7 @@ impl Connection {
     async fn stalled(&self) -> String {
         let stall = self.config.stall;
         loop {
-            tokio::time::sleep(stall / 4).await;
+            tokio::time::sleep(stall / 16).await;
             let state = self.state.lock();
             let silent = state.answered_at.is_some_and(|answered| answered.elapsed() >= stall);
             if silent && !state.in_flight.is_empty() {

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_field_and_both_values_as_p_sees_them() {
+    fn f11_a_refusal_names_the_field_and_both_values_as_p_sees_them() {
         let cases = [
             (meet(&config("n"), &LAYOUT, 1), "digest: ours is n, theirs is m"),
             (meet(&config("m"), &KvLayout { layers: 3, ..LAYOUT }, 1), "layers: ours is 3, theirs is 2"),

@@ -16,10 +16,11 @@ use net::{TcpListener, TcpStream};
 use parking_lot::Mutex;
 use proto::control::worker_server::WorkerServer;
 use proto::{AuthError, ClusterSecret, MARK_START, Port};
-use telemetry::Seldom;
+use telemetry::{KvPlane, Seldom};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use transfer::{Counters, Refusal};
 use types::InstanceId;
 
 use crate::control::{Control, RoleService};
@@ -60,11 +61,12 @@ impl Door {
         kv: Option<Router>,
     ) -> Self {
         let worker = WorkerServer::new(control.clone()).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
-        let (health, metrics, pool) = (control.clone(), engine.clone(), engine.pool().clone());
+        let (health, counted, metrics, pool) =
+            (control.clone(), control.clone(), engine.clone(), engine.pool().clone());
         let instance = config.instance.clone();
         let common = Router::new()
             .route("/health", get(move || std::future::ready(answer_health(&health))))
-            .route("/metrics", get(move || std::future::ready(answer_metrics(&metrics))))
+            .route("/metrics", get(move || std::future::ready(answer_metrics(&counted, &metrics))))
             .route("/kv", get(move || std::future::ready(Json(ledger::report(&instance, &pool)))));
         Self {
             secret: config.secret.clone(),
@@ -109,11 +111,22 @@ fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResp
     }
 }
 
-/// Blocks are counted now: they are given back by dropping, which no step sees.
-fn answer_metrics(engine: &EngineHandle) -> impl IntoResponse + use<> {
-    let pool = engine.pool().stats();
-    engine.metrics().set_blocks(pool.free, pool.cached, pool.leased, pool.total);
-    ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.metrics().render())
+/// Blocks are counted now: they are given back by dropping, which no step sees. The KV plane keeps its own counts.
+fn answer_metrics<R: RoleService>(control: &Control<R>, engine: &EngineHandle) -> impl IntoResponse + use<R> {
+    let (pool, metrics) = (engine.pool().stats(), engine.metrics());
+    metrics.set_blocks(pool.free, pool.cached, pool.leased, pool.total);
+    metrics.set_kv_plane(&kv_plane(control.kv_counters()));
+    ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], metrics.render())
+}
+
+fn kv_plane(counters: &Counters) -> KvPlane {
+    KvPlane {
+        refused: Refusal::ALL.iter().map(|&reason| (reason.as_str(), counters.refused(reason))).collect(),
+        retried: counters.retried(),
+        duplicates: counters.duplicates(),
+        connections_lost: counters.connections_lost(),
+        unauthenticated: counters.unauthenticated(),
+    }
 }
 
 /// Accepts until `stop`; then open connections may send what is left. Dropping the future ends them all at once.

@@ -16,7 +16,7 @@ use clap::Parser;
 pub(crate) struct Args {
     /// Hugging Face model directory [default: the demo model inside this binary]
     #[arg(long, value_name = "DIR")]
-    pub(super) model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
     /// Prefill instances; 0 lets decode instances compute prompts themselves
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) prefill: usize,
@@ -64,10 +64,13 @@ pub(crate) struct Args {
     pub(super) kv_transports: Option<String>,
     /// Where rank tables and logs go [default: a new directory below the temporary one]
     #[arg(long, value_name = "DIR")]
-    pub(super) run_dir: Option<PathBuf>,
+    pub(crate) run_dir: Option<PathBuf>,
     /// Show the log lines of every process
     #[arg(long, short)]
     pub(super) verbose: bool,
+    /// Address that the rank table names for the workers instead of their own: whoever asks for it puts proxies there
+    #[arg(skip)]
+    pub(crate) announce: Option<IpAddr>,
 }
 
 impl Default for Args {

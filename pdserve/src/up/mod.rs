@@ -18,8 +18,9 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use args::Args;
-use plan::Plan;
-use supervise::Cluster;
+pub(crate) use plan::{Plan, WORKER_IP, demo_model_dir};
+pub(crate) use ready::wait as wait_until_ready;
+pub(crate) use supervise::Cluster;
 
 /// Starts the cluster, stays until Ctrl-C or SIGTERM, then drains it.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -41,25 +42,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     print!("{}", plan.welcome(started.elapsed()));
     tokio::select! {
-        result = cluster.supervise() => result?,
+        result = cluster.supervise(|role, status| println!("{role} ended ({status}); starting it again")) => result?,
         () = stop.recv() => println!("draining: running requests finish, new ones are refused (Ctrl-C again ends at once)"),
     }
     cluster.drain(&mut stop).await
 }
 
 /// Ctrl-C and SIGTERM alike.
-struct StopSignals {
+pub(crate) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 impl StopSignals {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    async fn recv(&mut self) {
+    pub(crate) async fn recv(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

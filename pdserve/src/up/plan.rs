@@ -12,33 +12,35 @@ use super::tables::{Shape, WorkerTable};
 use crate::demo;
 
 /// Where workers listen: nothing but this machine talks to them.
-const WORKER_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub(crate) const WORKER_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// A cluster of `up` lives on one machine; more than this is a typing error.
 const INSTANCES_MAX: usize = 64;
 
 /// The cluster as it will be started.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) roles: Vec<RolePlan>,
+pub(crate) struct Plan {
+    pub(crate) roles: Vec<RolePlan>,
     address: SocketAddr,
-    pub(super) run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     pub(super) verbose: bool,
-    model_name: String,
+    pub(crate) model_name: String,
     shape: String,
     is_demo: bool,
 }
 
 /// One process: its name in the rank table, its command line after the program's name, its environment.
 #[derive(Debug, Clone)]
-pub(super) struct RolePlan {
-    pub(super) name: String,
+pub(crate) struct RolePlan {
+    pub(crate) name: String,
     pub(super) args: Vec<String>,
-    pub(super) env: Vec<(&'static str, String)>,
+    pub(crate) env: Vec<(&'static str, String)>,
+    /// A worker's own, and that for KV; none for the scheduler.
+    pub(crate) ports: Option<(u16, u16)>,
 }
 
 impl Plan {
     /// Checks the arguments against this machine, writes the rank tables, and fixes each role's command line.
-    pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         ensure!(args.decode >= 1, "--decode is 0: a cluster needs at least one decode instance");
         let instances = args.prefill + args.decode;
         ensure!(
@@ -50,7 +52,7 @@ impl Plan {
         let model_name = model_name(args, &model);
         let run_dir = run_dir(args)?;
         let shape = Shape {
-            ip: WORKER_IP,
+            ip: args.announce.unwrap_or(WORKER_IP),
             prefill: args.prefill,
             decode: args.decode,
             tensor_parallel_size: args.tensor_parallel_size,
@@ -68,6 +70,7 @@ impl Plan {
             name: "scheduler".to_owned(),
             args: scheduler_args(args, &model, &model_name, address),
             env: env(&tables.scheduler),
+            ports: None,
         }];
         let threads = args.threads.unwrap_or_else(|| threads_per_worker(instances));
         for worker in &tables.workers {
@@ -75,6 +78,7 @@ impl Plan {
                 name: worker.name.clone(),
                 args: worker_args(args, &model, worker, threads),
                 env: env(&worker.file),
+                ports: Some((worker.port, worker.kv_port)),
             });
         }
         let shape = format!("{} prefill + {} decode, {threads} threads each", args.prefill, args.decode);
@@ -83,11 +87,11 @@ impl Plan {
     }
 
     /// Where a client on this machine finds the scheduler.
-    pub(super) fn scheduler_address(&self) -> SocketAddr {
+    pub(crate) fn scheduler_address(&self) -> SocketAddr {
         if self.address.ip().is_unspecified() { SocketAddr::new(WORKER_IP, self.address.port()) } else { self.address }
     }
 
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         format!("{} with {} (logs in {})", self.shape, self.model_name, self.run_dir.join("logs").display())
     }
 
@@ -113,12 +117,17 @@ fn secret() -> String {
 
 fn model_dir(args: &Args) -> anyhow::Result<PathBuf> {
     match &args.model {
-        None => demo::materialise(&demo::cache_dir()).or_else(|_| demo::materialise(&std::env::temp_dir())),
+        None => demo_model_dir(),
         Some(dir) => {
             ensure!(dir.join("config.json").is_file(), "--model {}: there is no config.json in it", dir.display());
             dir.canonicalize().with_context(|| format!("--model {}", dir.display()))
         }
     }
+}
+
+/// The demo model as files.
+pub(crate) fn demo_model_dir() -> anyhow::Result<PathBuf> {
+    demo::materialise(&demo::cache_dir()).or_else(|_| demo::materialise(&std::env::temp_dir()))
 }
 
 fn model_name(args: &Args, model: &Path) -> String {
@@ -171,6 +180,7 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) 
     flag(&mut list, "model", Some(model.display()));
     flag(&mut list, "host", Some(WORKER_IP));
     flag(&mut list, "port", Some(worker.port));
+    flag(&mut list, "kv-port", Some(worker.kv_port));
     flag(&mut list, "threads", Some(threads));
     flag(&mut list, "tensor-parallel-size", Some(args.tensor_parallel_size));
     flag(&mut list, "max-model-len", args.max_model_len);

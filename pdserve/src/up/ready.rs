@@ -18,7 +18,7 @@ const SAY_EVERY: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 
 /// Returns when every instance is ready, or with an error as soon as a process ends.
-pub(super) async fn wait(plan: &Plan, cluster: &mut Cluster<'_>) -> anyhow::Result<()> {
+pub(crate) async fn wait(plan: &Plan, cluster: &mut Cluster<'_>) -> anyhow::Result<()> {
     tokio::select! {
         error = cluster.first_exit() => Err(error),
         () = poll_until_ready(plan) => Ok(()),

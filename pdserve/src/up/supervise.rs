@@ -1,10 +1,11 @@
 //! Keeps the roles running: restarts what dies, drains in the order that loses nothing.
 
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::bail;
 use futures::FutureExt;
-use futures::future::{join_all, select_all};
+use futures::future::{join_all, select_all, try_join_all};
 use tokio::time::sleep;
 
 use super::StopSignals;
@@ -18,13 +19,13 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 
 /// The processes of one `up`, scheduler first. Dropping it kills them.
 #[derive(Debug)]
-pub(super) struct Cluster<'a> {
+pub(crate) struct Cluster<'a> {
     plan: &'a Plan,
     processes: Vec<RoleProcess>,
 }
 
 impl<'a> Cluster<'a> {
-    pub(super) fn spawn(plan: &'a Plan) -> anyhow::Result<Self> {
+    pub(crate) fn spawn(plan: &'a Plan) -> anyhow::Result<Self> {
         let processes = plan.roles.iter().map(|role| RoleProcess::spawn(role, plan)).collect::<Result<_, _>>()?;
         Ok(Self { plan, processes })
     }
@@ -40,25 +41,15 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Starts again whatever dies. Returns only when a process cannot be started.
-    pub(super) async fn supervise(&mut self) -> anyhow::Result<()> {
-        let mut delay = RESTART_DELAY_FIRST;
-        loop {
-            let watched_since = tokio::time::Instant::now();
-            let (index, status) = self.wait_any().await?;
-            if watched_since.elapsed() > RESTART_DELAY_MAX {
-                delay = RESTART_DELAY_FIRST;
-            }
-            let role: &RolePlan = &self.plan.roles[index];
-            println!("{} ended ({status}); starting it again in {} ms", role.name, delay.as_millis());
-            sleep(delay).await;
-            delay = (delay * 2).min(RESTART_DELAY_MAX);
-            self.processes[index] = RoleProcess::spawn(role, self.plan)?;
-        }
+    /// Starts again whatever dies, and tells `ended` of it first. Returns only when a process cannot be started.
+    pub(crate) async fn supervise(&mut self, ended: impl Fn(&str, ExitStatus)) -> anyhow::Result<()> {
+        let keepers = self.processes.iter_mut().zip(&self.plan.roles);
+        let keepers = keepers.map(|(process, role)| keep_running(process, role, self.plan, &ended));
+        try_join_all(keepers).await.map(drop)
     }
 
     /// Scheduler first, so that requests in flight still have their workers; a second signal ends everything at once.
-    pub(super) async fn drain(mut self, stop: &mut StopSignals) -> anyhow::Result<()> {
+    pub(crate) async fn drain(mut self, stop: &mut StopSignals) -> anyhow::Result<()> {
         tokio::select! {
             drained = self.drain_in_order() => drained,
             () = stop.recv() => {
@@ -79,13 +70,34 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    pub(super) async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         join_all(self.processes.iter_mut().map(RoleProcess::kill)).await;
     }
 
-    async fn wait_any(&mut self) -> anyhow::Result<(usize, std::process::ExitStatus)> {
+    async fn wait_any(&mut self) -> anyhow::Result<(usize, ExitStatus)> {
         let exits = self.processes.iter_mut().map(|process| process.exited().boxed());
         let (status, index, _) = select_all(exits).await;
         Ok((index, status?))
+    }
+}
+
+/// Waits longer each time while the role keeps dying soon.
+async fn keep_running(
+    process: &mut RoleProcess,
+    role: &RolePlan,
+    plan: &Plan,
+    ended: &impl Fn(&str, ExitStatus),
+) -> anyhow::Result<()> {
+    let mut delay = RESTART_DELAY_FIRST;
+    loop {
+        let started = tokio::time::Instant::now();
+        let status = process.exited().await?;
+        ended(&role.name, status);
+        if started.elapsed() > RESTART_DELAY_MAX {
+            delay = RESTART_DELAY_FIRST;
+        }
+        sleep(delay).await;
+        delay = (delay * 2).min(RESTART_DELAY_MAX);
+        *process = RoleProcess::spawn(role, plan)?;
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use ranktable::{HostPlan, PlannedInstance, Role};
 
+use super::plan::WORKER_IP;
+
 /// Where the tables lie and what they say about each worker.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -22,12 +24,15 @@ pub(super) struct WorkerTable {
     pub(super) name: String,
     pub(super) role: Role,
     pub(super) port: u16,
+    /// For KV.
+    pub(super) kv_port: u16,
     pub(super) file: PathBuf,
 }
 
 /// How many instances, and how many ranks each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
+    /// Where the tables say that the workers are.
     pub(super) ip: IpAddr,
     pub(super) prefill: usize,
     pub(super) decode: usize,
@@ -37,7 +42,8 @@ pub(super) struct Shape {
 impl Shape {
     /// Chooses ports and writes the global and all local tables into `dir`.
     pub(super) fn write_tables(&self, scheduler: SocketAddr, dir: &Path) -> anyhow::Result<Tables> {
-        let ports = free_ports(self.ip, self.prefill + self.decode)?;
+        let mut ports = free_ports(2 * (self.prefill + self.decode))?;
+        let kv_ports = ports.split_off(self.prefill + self.decode);
         let mut instances: Vec<_> = ports.iter().enumerate().map(|(i, &port)| self.instance(i, port)).collect();
         let decode = instances.split_off(self.prefill);
         let plan = HostPlan { ip: self.ip, scheduler: Some(Some(scheduler.port())), prefill: instances, decode };
@@ -52,8 +58,10 @@ impl Shape {
         }
         let (_, scheduler) = files.remove(0);
         let roles = std::iter::repeat_n(Role::Prefill, self.prefill).chain(std::iter::repeat(Role::Decode));
-        let workers = files.into_iter().zip(roles).zip(ports);
-        let workers = workers.map(|(((name, file), role), port)| WorkerTable { name, role, port, file }).collect();
+        let workers = files.into_iter().zip(roles).zip(ports.into_iter().zip(kv_ports));
+        let workers = workers
+            .map(|(((name, file), role), (port, kv_port))| WorkerTable { name, role, port, kv_port, file })
+            .collect();
         Ok(Tables { global, scheduler, workers })
     }
 
@@ -65,8 +73,8 @@ impl Shape {
 }
 
 /// Ports that are free now. They are held until all are known, so that they differ.
-fn free_ports(ip: IpAddr, count: usize) -> anyhow::Result<Vec<u16>> {
-    let bind = || TcpListener::bind(SocketAddr::new(ip, 0));
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    let bind = || TcpListener::bind(SocketAddr::new(WORKER_IP, 0));
     let held = (0..count).map(|_| bind()).collect::<Result<Vec<_>, _>>().context("no free port for the workers")?;
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }

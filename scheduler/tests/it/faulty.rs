@@ -28,6 +28,24 @@ async fn f13_a_pair_that_cannot_hand_over_is_avoided_afterwards() {
     assert_eq!(cluster.instance("decode-0").await["load"]["breaker_open"], false, "the instance itself is not blamed");
 }
 
+/// A link that was cut comes back, and with one pair there is no other way: the attempt is made again, and then given up.
+#[tokio::test]
+async fn f13_the_only_pair_is_tried_again() {
+    let cut_off = only("prefill-0", |fake| fake.cut_off_from = Some("decode-0"));
+    // The pair's breaker is open for a second.
+    let patient = |config: &mut scheduler::Config| config.timings.absent_resume = Duration::from_secs(20);
+    let cluster = Cluster::start_unready(1, 1, cut_off, patient).await;
+    cluster.ready().await;
+    let body = json!({"prompt": "hello", "max_tokens": 10});
+    let answer = post(cluster.address(), "/v1/completions", body);
+    let mend = async {
+        cluster.until("tried", || async { cluster.worker("prefill-0").count("prefill") >= 2 }).await;
+        cluster.worker("prefill-0").mend();
+    };
+    let (answer, ()) = tokio::join!(answer, mend);
+    assert_eq!(answer.json()["choices"][0]["text"], continuation("hello", 0, 10), "{}", answer.text());
+}
+
 #[tokio::test]
 async fn f14_a_slow_worker_s_share_falls() {
     let slow = |fake: &mut Fake| {
@@ -35,18 +53,24 @@ async fn f14_a_slow_worker_s_share_falls() {
         fake.step = Duration::from_millis(if fake.name == "decode-0" { 30 } else { 3 });
     };
     let cluster = Cluster::start(1, 3, slow).await;
-    let client = async |number: usize| {
-        for _ in 0..10 {
-            let (prompt, tokens) = (format!("client {number}"), 20);
-            let body = json!({"prompt": prompt, "max_tokens": tokens});
-            let answer = post(cluster.address(), "/v1/completions", body).await.json();
-            assert_eq!(answer["choices"][0]["text"], continuation(&prompt, 0, tokens));
-        }
+    let clients = async |requests: usize| {
+        let client = async |number: usize| {
+            for _ in 0..requests {
+                let (prompt, tokens) = (format!("client {number}"), 20);
+                let body = json!({"prompt": prompt, "max_tokens": tokens});
+                let answer = post(cluster.address(), "/v1/completions", body).await.json();
+                assert_eq!(answer["choices"][0]["text"], continuation(&prompt, 0, tokens));
+            }
+        };
+        futures::future::join_all((0..16).map(client)).await;
     };
-    futures::future::join_all((0..16).map(client)).await;
-    let asked = ["decode-0", "decode-1", "decode-2"].map(|name| asked(&cluster, name));
+    // Nobody knows at first who is slow.
+    clients(3).await;
+    let before = asked(&cluster, "decode-0");
+    clients(10).await;
+    let share = asked(&cluster, "decode-0") - before;
     // An even share would be a third of the 160.
-    assert!(asked[0] * 10 < 160, "requests on the slow worker and on the others: {asked:?}");
+    assert!(share < 16, "{share} of 160 requests went to the slow worker");
 }
 
 #[tokio::test]

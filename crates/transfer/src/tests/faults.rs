@@ -216,7 +216,7 @@ async fn the_same_attempt_is_not_sent_twice_and_short_blocks_are_refused() {
 
 /// A flipped bit in a payload is found and only that piece is sent again.
 #[tokio::test]
-async fn a_bit_flipped_in_a_payload_is_repaired() {
+async fn f9_a_bit_flipped_in_a_payload_is_repaired() {
     let pair = pair(TransportKind::Tcp).await;
     let proxy = proxy(pair.listening.as_ref().unwrap().address(), Fault::Flip(10_000)).await;
     let started = pair.start_by(&key("r", 0), &CASE, 1, |ticket| reroute(&ticket, proxy));
@@ -229,7 +229,7 @@ async fn a_bit_flipped_in_a_payload_is_repaired() {
 /// Wherever a bit flips between the hello and the payload, the hand-over fails or is repaired; D never has other bytes than P
 /// (which `complete` checks).
 #[tokio::test]
-async fn a_bit_flipped_in_any_header_byte_is_never_believed() {
+async fn f9_a_bit_flipped_in_any_header_byte_is_never_believed() {
     let stall = Duration::from_millis(200);
     let mut outcomes = [0, 0];
     for offset in 0..120 {

@@ -55,7 +55,7 @@ const FORGERIES: [Forgery; 19] = [
 ];
 
 #[tokio::test]
-async fn a_damaged_or_forged_piece_is_refused_counted_and_not_written() {
+async fn f9_f10_a_damaged_or_forged_piece_is_refused_counted_and_not_written() {
     for kind in [TransportKind::Inproc, TransportKind::Tcp] {
         for (case, (forge, refusal)) in FORGERIES.iter().enumerate() {
             let (pair, mut raw, landing, blocks) = open(kind).await;
@@ -75,7 +75,7 @@ async fn a_damaged_or_forged_piece_is_refused_counted_and_not_written() {
 }
 
 #[tokio::test]
-async fn order_and_repetition_do_not_matter() {
+async fn f10_order_and_repetition_do_not_matter() {
     let (pair, mut raw, landing, blocks) = open(TransportKind::Tcp).await;
     let parts = [
         span(2, 2..4, 16..32),
@@ -110,7 +110,7 @@ async fn an_overlap_with_other_bounds_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_attempt_takes_over_and_an_older_one_never_does() {
+async fn f10_a_newer_attempt_takes_over_and_an_older_one_never_does() {
     let (pair, mut raw, old, blocks) = open(TransportKind::Tcp).await;
     let (piece, payload) = raw.piece(&old, 0, span(0, 0..4, 16..32));
     let new = pair.open(&key("r", 4), 16..32, &blocks);

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use transfer::Counters;
 use types::{InstanceId, Limits, ModelIdentity, Role};
 
 pub use attempt::{Attempt, AttemptJob, Compiling, Order};
@@ -35,6 +36,9 @@ pub trait RoleService: Send + Sync + 'static {
     /// Lives one attempt from its first order to its end. When the future is dropped (cancel, end of the connection) everything
     /// that it holds must be given back by dropping. An error is told to the scheduler as `Failed`.
     fn serve(&self, attempt: Attempt) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// What its end of the KV plane has counted.
+    fn kv_counters(&self) -> &Counters;
 }
 
 /// What this worker says of itself in its Welcome.
@@ -93,6 +97,11 @@ impl<R: RoleService> Control<R> {
     /// From now on new attempts are refused; those that run go on.
     pub(crate) fn start_draining(&self) {
         self.0.draining.store(true, Relaxed);
+    }
+
+    /// What the role's end of the KV plane has counted.
+    pub(crate) fn kv_counters(&self) -> &Counters {
+        self.0.role.kv_counters()
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -15,7 +15,7 @@ use crate::fake::{self, MAX_MODEL_LEN, Size, VOCAB, oracle, spec};
 use crate::{Goal, Happening, Job, Loaded, Plan, Planner, QueueView, Runner, RunnerConfig, server};
 
 /// Answers Generate with all tokens; holds three blocks on Reserve until it is cancelled.
-struct Simple(BlockPool);
+struct Simple(BlockPool, Counters);
 
 impl RoleService for Simple {
     async fn serve(&self, mut attempt: Attempt) -> Result<(), Failure> {
@@ -38,6 +38,10 @@ impl RoleService for Simple {
                 .await?;
         }
         Ok(())
+    }
+
+    fn kv_counters(&self) -> &Counters {
+        &self.1
     }
 }
 
@@ -72,8 +76,8 @@ impl Rig {
             fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
         let (instance, table_hash) = ("decode-0".into(), "table".into());
         let me = Introduction { role: Role::Decode, instance, table_hash, model, limits, incarnation: 1 };
-        let control =
-            Control::new(me, Simple(pool.clone()), engine.clone(), text::Grammars::of_model("no model".into()));
+        let role = Simple(pool.clone(), Counters::default());
+        let control = Control::new(me, role, engine.clone(), text::Grammars::of_model("no model".into()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let door = server::Door::new(&config, &control, &engine, None);

@@ -7,6 +7,7 @@
 //! tokens counts as an error. Several servers take turns, round by round, and get the same prompts.
 
 mod args;
+mod chunk;
 mod cluster;
 mod interfere;
 mod lengths;
@@ -15,7 +16,6 @@ mod outcome;
 mod picture;
 mod prompts;
 mod result;
-mod sse;
 mod target;
 mod trace;
 mod workload;

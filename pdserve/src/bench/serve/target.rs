@@ -12,9 +12,10 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use super::chunk::Chunk;
 use super::outcome::{Outcome, TokenEvent};
-use super::sse::{Chunk, Events};
 use super::workload::Job;
+use crate::sse::Events;
 
 /// Bytes of an answer that is not a stream: a list of models or an error.
 const ANSWER_BYTES_MAX: usize = 1 << 20;

@@ -59,7 +59,7 @@ struct Inner {
     fake: Fake,
     dead: CancellationToken,
     frozen: AtomicBool,
-    /// `fails` is over.
+    /// `fails` and `cut_off_from` are over.
     mended: AtomicBool,
     tokens: AtomicU32,
     seen: Mutex<Seen>,
@@ -356,8 +356,16 @@ impl Inner {
         }
     }
 
+    /// As real workers do, it keeps only the newest attempt of a request.
     fn hold(&self, key: &control::Key) -> CancellationToken {
         let mut held = self.held.lock();
+        held.retain(|(held, token)| {
+            let older = held.request_id == key.request_id && held.epoch < key.epoch;
+            if older {
+                token.cancel();
+            }
+            !older
+        });
         if let Some((_, token)) = held.iter().find(|(held, _)| held == key) {
             return token.clone();
         }
@@ -394,7 +402,8 @@ impl Inner {
             return;
         }
         sender.send(Body::FirstTokens(first)).await;
-        if self.fake.cut_off_from == Some(to) && !key.request_id.starts_with("canary-") {
+        let mended = self.mended.load(Ordering::Relaxed) || key.request_id.starts_with("canary-");
+        if self.fake.cut_off_from == Some(to) && !mended {
             let (code, message) = (FailCode::FailTransfer.into(), "cut off".into());
             return sender.send(Body::Failed(control::Failed { key: Some(key), code, message })).await;
         }

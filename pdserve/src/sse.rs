@@ -1,14 +1,13 @@
-//! Reads server-sent events of a completion, however the network cuts them.
+//! Reads server-sent events, however the network cuts them.
 
 use anyhow::ensure;
-use serde::Deserialize;
 
 /// No server sends one token in an event as large as this.
 const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// Cuts a byte stream into the `data` of its events.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were looked at already.
     seen: usize,
@@ -17,7 +16,7 @@ pub(super) struct Events {
 
 impl Events {
     /// Takes what arrived and hands each whole event's data to `event`. Comments and other fields are skipped.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         bytes: &[u8],
         mut event: impl FnMut(&str) -> anyhow::Result<()>,
@@ -45,54 +44,6 @@ impl Events {
             self.data.extend_from_slice(data.trim_ascii_start());
         }
         Ok(())
-    }
-}
-
-/// What an event says, as far as it is measured.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Chunk {
-    #[serde(default)]
-    pub(super) choices: Vec<ChunkChoice>,
-    #[serde(default)]
-    pub(super) usage: Option<Usage>,
-    #[serde(default)]
-    pub(super) error: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct ChunkChoice {
-    #[serde(default)]
-    pub(super) text: String,
-    #[serde(default)]
-    pub(super) finish_reason: Option<String>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-pub(super) struct Usage {
-    pub(super) prompt_tokens: u32,
-    pub(super) completion_tokens: u32,
-    #[serde(default)]
-    pub(super) prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-pub(super) struct PromptDetails {
-    #[serde(default)]
-    pub(super) cached_tokens: Option<u32>,
-}
-
-impl Chunk {
-    /// Output tokens there are after this chunk, when `before` were there.
-    ///
-    /// A server that sends running usage says it itself. Others send one token per chunk, and a last one that repeats the finish
-    /// without text.
-    pub(super) fn tokens_after(&self, before: u32) -> u32 {
-        let Some(choice) = self.choices.first() else { return before };
-        match self.usage {
-            Some(usage) => usage.completion_tokens.max(before),
-            None if !choice.text.is_empty() || choice.finish_reason.is_none() => before + 1,
-            None => before,
-        }
     }
 }
 
@@ -140,21 +91,5 @@ mod tests {
         let mut events = Events::default();
         let block = vec![b'x'; 1 << 20];
         assert!((0..5).any(|_| events.push(&block, |_| Ok(())).is_err()));
-    }
-
-    #[test]
-    fn tokens_are_counted_by_usage_or_by_chunk() {
-        for (chunk, before, expected) in [
-            (r#"{"choices":[{"text":"a","finish_reason":null}]}"#, 3, 4),
-            (r#"{"choices":[{"text":"","finish_reason":null}]}"#, 3, 4),
-            (r#"{"choices":[{"text":"","finish_reason":"length"}]}"#, 3, 3),
-            (r#"{"choices":[{"text":"a","finish_reason":"length"}]}"#, 3, 4),
-            (r#"{"choices":[{"text":"abc"}],"usage":{"prompt_tokens":1,"completion_tokens":6}}"#, 3, 6),
-            (r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":64}}"#, 64, 64),
-            (r#"{"choices":[{"text":"a"}],"usage":null}"#, 0, 1),
-        ] {
-            let chunk: Chunk = serde_json::from_str(chunk).unwrap();
-            assert_eq!(chunk.tokens_after(before), expected, "{chunk:?}");
-        }
     }
 }
