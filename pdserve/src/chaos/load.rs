@@ -44,7 +44,7 @@ pub(super) struct Load {
 }
 
 /// Sixteen requests with everything that a resumed stream could lose: seeds, penalties, logprobs, several choices, stop strings,
-/// short and long prompts.
+/// grammars, short and long prompts.
 pub(super) fn questions() -> Vec<Value> {
     let words = "How does a prefill instance hand its blocks over to a decode instance, and what happens when one of them dies? ";
     let question = |number: usize| {
@@ -56,6 +56,13 @@ pub(super) fn questions() -> Vec<Value> {
             3 => json!({"logprobs": 2, "repetition_penalty": 1.2}),
             4 => json!({"n": 2, "temperature": 1.2, "seed": number, "max_tokens": 48}),
             5 => json!({"stop": ["qqqq", " the"], "min_tokens": 8}),
+            6 => json!({"guided_regex": "([a-z]{2,8} ){12,20}end", "temperature": 1, "seed": number}),
+            7 if number > 8 => {
+                let parts =
+                    json!({"type": "array", "minItems": 4, "maxItems": 8, "items": {"enum": ["prefill", "decode"]}});
+                let schema = json!({"type": "object", "properties": {"parts": parts}, "required": ["parts"]});
+                json!({"guided_json": schema, "temperature": 1, "seed": number})
+            }
             _ => json!({}),
         };
         for (key, value) in more.as_object().into_iter().flatten() {
