@@ -145,7 +145,7 @@ async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<
                 Ok(None) => return Ended::Lost("closed by the worker".into()),
                 Err(status) => return Ended::Lost(status.message().to_owned()),
             },
-            () = tokio::time::sleep_until((heard + stall).into()) => return Ended::Silent(stall),
+            () = tokio::time::sleep_until(heard + stall) => return Ended::Silent(stall),
             _ = pings.tick() => {
                 // A full outbox is no reason to give up on a worker that is still heard.
                 let _ = connection.outbox.send(Body::Ping(Ping { nonce: 0 }));
