@@ -1,5 +1,7 @@
 //! The first seeds, so that every change passes through some hundred faults. The command in ARCHITECTURE.md runs thousands.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use simulation::{Outcome, Plan, Sabotage, model_dir, run};
 use text::Tokenizer;
 
