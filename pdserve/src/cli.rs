@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, chaos, kv, parent, up};
+use crate::{bench, certs, chaos, kv, parent, up};
 
 /// Prefill/decode disaggregated LLM serving: one binary, every role.
 ///
@@ -28,6 +28,8 @@ enum Command {
     DecodeWorker(decode_worker::Args),
     /// Show who holds KV blocks on every instance of a running cluster
     Kv(kv::Args),
+    /// Make the certificates of a cluster
+    Certs(certs::Args),
     /// Write, merge, check and show rank tables
     Ranktable(ranktable_tool::Args),
     /// Measure this build on this machine
@@ -58,6 +60,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::PrefillWorker(args) => runtime()?.block_on(prefill_worker::run(args)),
         Command::DecodeWorker(args) => runtime()?.block_on(decode_worker::run(args)),
         Command::Kv(args) => runtime()?.block_on(kv::run(args)),
+        Command::Certs(args) => certs::run(&args),
         Command::Ranktable(args) => ranktable_tool::run(args),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
         Command::Chaos(args) => runtime()?.block_on(chaos::run(args)),

@@ -3,6 +3,7 @@
 //! `pdserve` without a command means `up` with the demo model that is embedded in the binary.
 
 mod bench;
+mod certs;
 mod chaos;
 mod cli;
 mod demo;

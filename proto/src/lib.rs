@@ -1,12 +1,10 @@
 //! The wire between processes: generated clients and servers, and `convert` (wire <-> types).
 //!
-//! `secret` is what precedes both planes on a connection. `control` is the scheduler-worker plane, `kv` the prefill-decode plane. Read the .proto files first: they are the contract.
+//! `control` is the scheduler-worker plane, `kv` the prefill-decode plane. Read the .proto files first: they are the contract.
 
 mod convert;
-mod secret;
 
 pub use convert::{WireError, generate_spec, request_key};
-pub use secret::{AuthError, ClusterSecret, MARK_START, Port, SECRET_VARIABLE, SecretError};
 
 /// Version of both planes; negotiated as the lower of the two sides, refused below [`PROTOCOL_MIN`].
 pub const PROTOCOL: u32 = 1;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-use crate::config::Bounds;
+use crate::bounds::Bounds;
 use crate::request::RequestError;
 
 pub(crate) struct Admission {

@@ -67,6 +67,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub cluster_secret_file: Option<PathBuf>,
 
+    /// Mutual TLS between the processes of the cluster: directory with ca.crt, tls.crt and tls.key of the scheduler, as
+    /// `pdserve certs` makes them. Changed files are taken over while running.
+    #[arg(long, value_name = "DIR", env = "PDSERVE_CLUSTER_TLS_DIR")]
+    pub cluster_tls_dir: Option<PathBuf>,
+
+    /// Serve HTTPS with this certificate (PEM, with those between it and its CA). Changed files are taken over while running.
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-certfile", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of --tls-cert (PEM).
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-keyfile", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
     /// Requests in flight; one more is answered 429.
     #[arg(long, default_value_t = 4096, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub max_concurrent_requests: u32,

@@ -11,8 +11,8 @@ use types::{RequestId, Role, SamplingParams, TokenId};
 
 use crate::admission::Admission;
 use crate::answer::Style;
+use crate::bounds::Bounds;
 use crate::cluster::Cluster;
-use crate::config::Bounds;
 use crate::output;
 use crate::pairing::{Route, Slot};
 use crate::request::{Request, serve};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use edge::Credentials;
 use kv::BlockHash;
 use parking_lot::Mutex;
-use proto::ClusterSecret;
 use proto::control::{self, Welcome};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -38,7 +38,7 @@ pub(crate) struct Cluster {
     incarnation: u64,
     random: Mutex<SmallRng>,
     table_hash: String,
-    secret: Option<ClusterSecret>,
+    credentials: Credentials,
     timings: Timings,
     metrics: SchedulerMetrics,
 }
@@ -91,7 +91,7 @@ impl Cluster {
             incarnation: rand::random(),
             random: Mutex::new(config.seed.map_or_else(SmallRng::from_os_rng, SmallRng::seed_from_u64)),
             table_hash: config.table_hash.clone(),
-            secret: config.secret.clone(),
+            credentials: config.credentials.clone(),
             timings: config.timings.clone(),
             metrics: SchedulerMetrics::new(config.served_names.first().map_or("", String::as_str)),
         }
@@ -117,8 +117,8 @@ impl Cluster {
         &self.table_hash
     }
 
-    pub(crate) fn secret(&self) -> Option<&ClusterSecret> {
-        self.secret.as_ref()
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     pub(crate) fn incarnation(&self) -> u64 {

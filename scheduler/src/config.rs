@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::{ClusterSecret, SecretError};
+use edge::{Credentials, ServerTls, SetupError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use types::{InstanceId, Pooling, Role};
 
 use crate::access::Access;
 use crate::args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
+use crate::bounds::Bounds;
 
 /// Everything the scheduler needs to know. Tests build it directly with [`Config::new`].
 #[derive(Clone, Debug)]
@@ -37,7 +38,9 @@ pub struct Config {
     /// Whether `GET /server_info` tells how this server is set up.
     pub server_info: bool,
     /// Proven to every worker, and by it.
-    pub secret: Option<ClusterSecret>,
+    pub credentials: Credentials,
+    /// Clients talk HTTPS.
+    pub tls: Option<ServerTls>,
     /// Of the random candidates of pairing; `None` = another one each time.
     pub seed: Option<u64>,
     pub bounds: Bounds,
@@ -61,42 +64,6 @@ pub struct Target {
     pub address: SocketAddr,
 }
 
-/// A number for everything that comes from outside.
-#[derive(Clone, Debug)]
-pub struct Bounds {
-    /// What one request may ask for.
-    pub request: openai::Bounds,
-    /// Requests in flight; one more is answered 429.
-    pub requests: usize,
-    /// Requests waiting for room on the instances; one more is answered 429.
-    pub waiting: usize,
-    pub header_bytes: usize,
-    pub headers: usize,
-    /// Text that a reader may lag behind before its stream is cancelled.
-    pub unread_bytes: usize,
-    /// Answers of /v1/responses that are kept, and their bytes.
-    pub stored_answers: usize,
-    pub stored_bytes: usize,
-    /// Attempts at one request (or, once it has text, at one choice).
-    pub attempts: u32,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            requests: 4096,
-            waiting: 1024,
-            request: openai::Bounds::default(),
-            header_bytes: 64 << 10,
-            headers: 100,
-            unread_bytes: 256 << 10,
-            stored_answers: 1024,
-            stored_bytes: 64 << 20,
-            attempts: 4,
-        }
-    }
-}
-
 /// How long to wait for what. Tests shorten them.
 #[derive(Clone, Debug)]
 pub struct Timings {
@@ -114,15 +81,13 @@ pub struct Timings {
     pub absent: Duration,
     /// The same for a request that has text.
     pub absent_resume: Duration,
-    pub header_read: Duration,
-    pub body_read: Duration,
-    /// A connection that takes no byte for this long is closed.
-    pub write_progress: Duration,
     pub drain: Duration,
     /// How long an answer of /v1/responses is kept.
     pub stored: Duration,
     /// Pause between two canaries over a pair that failed.
     pub canary: Duration,
+    /// How often changed certificates are looked for.
+    pub certificates: Duration,
 }
 
 impl Default for Timings {
@@ -135,12 +100,10 @@ impl Default for Timings {
             wait: Duration::from_secs(60),
             absent: Duration::from_millis(800),
             absent_resume: Duration::from_secs(5),
-            header_read: Duration::from_secs(10),
-            body_read: Duration::from_secs(30),
-            write_progress: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             stored: Duration::from_secs(3600),
             canary: Duration::from_millis(500),
+            certificates: Duration::from_secs(5),
         }
     }
 }
@@ -166,8 +129,12 @@ pub enum ConfigError {
     TensorParallelSize { size: u32, instance: String, devices: usize, file: String },
     #[error("--host {listen} is also the address of {instance} in NODE_PORTS; fix: give the scheduler another --port")]
     OwnAddress { listen: SocketAddr, instance: InstanceId },
+    #[error(
+        "--tls-cert and --tls-key: {0}; fix: give the certificate, with those between it and its CA, and its key, both as PEM"
+    )]
+    Tls(SetupError),
     #[error(transparent)]
-    Secret(#[from] SecretError),
+    Credentials(#[from] SetupError),
     #[error(transparent)]
     Tables(#[from] ranktable::Error),
 }
@@ -191,7 +158,8 @@ impl Config {
             access: Access::default(),
             trust_request_chat_template: false,
             server_info: false,
-            secret: None,
+            credentials: Credentials::default(),
+            tls: None,
             seed: None,
             bounds: Bounds::default(),
             timings: Timings::default(),
@@ -215,7 +183,11 @@ impl Config {
             config.served_names = args.served_model_name.clone();
         }
         config.max_model_len = args.max_model_len;
-        config.secret = ClusterSecret::load(args.cluster_secret_file.as_deref())?;
+        let (secret, tls) = (args.cluster_secret_file.as_deref(), args.cluster_tls_dir.as_deref());
+        config.credentials = Credentials::load(secret, tls, Role::Scheduler)?;
+        if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
+            config.tls = Some(ServerTls::load(certificate, key).map_err(ConfigError::Tls)?);
+        }
         config.local_prefill = args.local_prefill;
         config.pooling = args.embedding_pooling.into();
         config.access = Access::from_args(args)?;
@@ -404,5 +376,8 @@ mod tests {
         check(&["--host=10.0.0.1", "--port=8088"], "is also the address of prefill-0");
         check(&["--max-model-len=0"], "0 is not in 1..");
         check(&["--decode-table"], "scheduler");
+        check(&["--tls-cert=/nowhere/cert"], "--tls-key");
+        check(&["--tls-cert=/nowhere/cert", "--ssl-keyfile=/nowhere/key"], "--tls-cert and --tls-key: /nowhere/cert");
+        check(&["--cluster-tls-dir=/nowhere"], "/nowhere/ca.crt");
     }
 }

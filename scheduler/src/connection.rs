@@ -4,16 +4,15 @@
 //! move elsewhere.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge::{Credentials, PeerStream, Port};
 use hyper_util::rt::TokioIo;
 use net::TcpStream;
 use proto::control::worker_client::WorkerClient;
 use proto::control::worker_message::Body as FromWorker;
 use proto::control::{Hello, Ping, Welcome, WorkerMessage, scheduler_message::Body};
-use proto::{ClusterSecret, Port};
 use tokio::time::Instant;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::Streaming;
@@ -23,6 +22,7 @@ use tower::service_fn;
 use tracing::{info, warn};
 
 use crate::cluster::Cluster;
+use crate::config::Target;
 use crate::link::{Connection, Event};
 use crate::outbox::Outbox;
 use crate::pairing::Slot;
@@ -96,8 +96,8 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
         .map_err(|error| Ended::Connect(root_cause(&error)))?
         .connect_timeout(cluster.timings().connect);
-    let (address, secret) = (target.address, cluster.secret().cloned());
-    let dial = service_fn(move |_: Uri| dial(address, secret.clone()));
+    let (to, credentials) = (target.clone(), cluster.credentials().clone());
+    let dial = service_fn(move |_: Uri| dial(to.clone(), credentials.clone()));
     let channel = endpoint.connect_with_connector(dial).await.map_err(|error| Ended::Connect(root_cause(&error)))?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
     let hello = Hello {
@@ -117,14 +117,12 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
     }
 }
 
-/// A TCP connection to a worker that has proven, if there is a secret, that it is one of ours.
-async fn dial(address: SocketAddr, secret: Option<ClusterSecret>) -> Result<TokioIo<TcpStream>, std::io::Error> {
-    let mut stream = TcpStream::connect(address).await?;
+/// A connection to a worker that has proven, if there is anything to prove, that it is one of ours.
+async fn dial(target: Target, credentials: Credentials) -> Result<TokioIo<PeerStream>, std::io::Error> {
+    let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
-    if let Some(secret) = secret {
-        secret.connect(&mut stream, Port::Worker, "scheduler").await.map_err(std::io::Error::other)?;
-    }
-    Ok(TokioIo::new(stream))
+    let stream = credentials.connect(stream, target.role, Port::Worker, "scheduler").await;
+    stream.map(TokioIo::new).map_err(std::io::Error::other)
 }
 
 async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<WorkerMessage>) -> Ended {

@@ -7,6 +7,7 @@ mod access;
 mod admission;
 mod answer;
 mod args;
+mod bounds;
 mod canary;
 mod cluster;
 mod config;
@@ -30,9 +31,10 @@ use anyhow::Context;
 use net::TcpListener;
 use text::{ChatTemplate, Grammars, Tokenizer};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::answer::Style;
@@ -42,8 +44,9 @@ use crate::stored::Stored;
 
 pub use access::{Access, ApiKey};
 pub use args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
-pub use config::{Bounds, Config, ConfigError, Protocol, Target, Timings};
-pub use proto::SECRET_VARIABLE;
+pub use bounds::Bounds;
+pub use config::{Config, ConfigError, Protocol, Target, Timings};
+pub use edge::SECRET_VARIABLE;
 
 /// A scheduler that serves. Dropping it stops it at once; [`Running::shutdown`] drains it first.
 pub struct Running {
@@ -73,6 +76,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::from_args(&args)?;
     let _exporter = telemetry::init("scheduler")?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    if std::env::args().any(|word| word == "--api-key" || word.starts_with("--api-key=")) {
+        warn!("--api-key can be read by every user of this machine (ps); fix: PDSERVE_API_KEY or --api-key-file");
+    }
     let running = start(config).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -110,8 +116,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         template,
         trust_request_chat_template: config.trust_request_chat_template,
         model_len_max: config.max_model_len.or_else(|| config::max_position_embeddings(&config.model)),
+        arriving: Semaphore::new(config.bounds.arriving_bytes),
         bounds: config.bounds.clone(),
-        body_read: config.timings.body_read,
         protocol: config.protocol,
         pooling: config.pooling,
         keys: Keys::new(&config.access),
@@ -122,7 +128,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     });
     let stop = CancellationToken::new();
     let mut server = JoinSet::new();
-    server.spawn(server::serve(listener, api.clone(), config.bounds, config.timings, stop.clone()));
-    info!(url = %format_args!("http://{address}/v1"), instances = config.instances.len(), "listening");
+    keepers.spawn(config.credentials.clone().keep_fresh(config.timings.certificates));
+    if let Some(tls) = &config.tls {
+        keepers.spawn(tls.clone().keep_fresh(config.timings.certificates));
+    }
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    server.spawn(server::serve(listener, api.clone(), config.tls, config.timings.drain, stop.clone()));
+    info!(url = %format_args!("{scheme}://{address}/v1"), instances = config.instances.len(), "listening");
     Ok(Running { address, api, stop, server, keepers })
 }

@@ -85,11 +85,15 @@ fn is_variable(word: &str) -> bool {
     word.contains('_') && word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().all(capital)
 }
 
+fn long_names(arg: &clap::Arg) -> Vec<&str> {
+    [arg.get_long().into_iter().collect(), arg.get_all_aliases().unwrap_or_default()].concat()
+}
+
 #[test]
 fn only_known_flags_and_variables_are_named() {
     let commands = every_command();
     let arguments = || commands.iter().flat_map(Command::get_arguments);
-    let mut flags: BTreeSet<String> = arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect();
+    let mut flags: BTreeSet<String> = arguments().flat_map(long_names).map(|name| format!("--{name}")).collect();
     flags.extend(FOREIGN_FLAGS.iter().flat_map(|(_, flags)| flags.iter().map(|flag| (*flag).to_owned())));
     let mut variables: BTreeSet<&str> = arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
     variables.extend(LOG_VARIABLES.iter().chain(FOREIGN_VARIABLES.iter().map(|(name, _)| name)));

@@ -1,5 +1,8 @@
 //! The product as a user meets it: `pdserve up` with real processes, talked to over HTTP.
 
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tests::{Client, Oracle, ProcessCluster, demo_model};
 use types::SamplingParams;
@@ -160,4 +163,29 @@ async fn a_client_that_leaves_frees_every_block() {
         asking.abort();
         until("given back", |leased| leased == 0).await;
     }
+}
+
+/// Certificates from `pdserve certs`, HTTPS for clients, and pieces over gRPC on the control port: the same answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_inside_tls_gives_the_same_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let certs = ["certs", "--save-dir", &path(""), "--https-name", "localhost"];
+    assert!(std::process::Command::new(PDSERVE).args(certs).output().unwrap().status.success());
+    let (cert, key) = (path("https/tls.crt"), path("https/tls.key"));
+    let flags = ["--cluster-tls-dir", &path(""), "--tls-cert", &cert, "--tls-key", &key, "--kv-transports", "grpc"];
+    let cluster = ProcessCluster::up(PDSERVE, &flags);
+    let address = cluster.url.strip_prefix("https://").expect("up says that it serves HTTPS").to_owned();
+    let (question, answer) = questions().remove(0);
+    let pinned = edge::Pinned::load(cert.as_ref()).unwrap();
+    let stream = pinned.connect(address.parse().unwrap()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(CHAT)
+        .header("host", "localhost")
+        .body(Full::new(bytes::Bytes::from(greedy(&question).to_string())))
+        .unwrap();
+    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], answer.as_str(), "{body}");
 }

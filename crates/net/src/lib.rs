@@ -26,6 +26,16 @@ pub struct KeepAlive {
     pub count: u32,
 }
 
+/// Bounds what the kernel keeps of bytes that the peer has not taken.
+///
+/// # Errors
+/// What the operating system says against it.
+pub fn send_buffer(stream: &TcpStream, bytes: usize) -> io::Result<()> {
+    #[cfg(feature = "sim")]
+    let Some(stream) = stream.real() else { return Ok(()) };
+    Ok(rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?)
+}
+
 /// Sets TCP keep-alive.
 ///
 /// # Errors

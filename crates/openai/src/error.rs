@@ -15,6 +15,7 @@ pub enum ErrorKind {
     NotFound,
     MethodNotAllowed,
     TooLarge,
+    UrlTooLong,
     UnsupportedMediaType,
     TooManyRequests,
     Internal,
@@ -31,6 +32,7 @@ impl ErrorKind {
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::TooLarge => 413,
+            Self::UrlTooLong => 414,
             Self::UnsupportedMediaType => 415,
             Self::TooManyRequests => 429,
             Self::Internal => 500,
@@ -47,6 +49,7 @@ impl ErrorKind {
             Self::NotFound => "NotFoundError",
             Self::MethodNotAllowed => "MethodNotAllowedError",
             Self::TooLarge => "RequestEntityTooLargeError",
+            Self::UrlTooLong => "RequestUriTooLongError",
             Self::UnsupportedMediaType => "UnsupportedMediaTypeError",
             Self::TooManyRequests => "RateLimitError",
             Self::Internal => "InternalServerError",
@@ -151,7 +154,7 @@ impl ApiError {
     }
 }
 
-/// A client's value as an error may show it: its kind, and a few characters at most.
+/// A client's value as an error may show it: numbers as they are, of anything else its kind and size.
 pub(crate) struct Shown<'a>(pub(crate) &'a Value);
 
 impl Shown<'_> {
@@ -172,7 +175,8 @@ impl fmt::Display for Shown<'_> {
             Value::Null => f.write_str("null"),
             Value::Bool(value) => write!(f, "{value}"),
             Value::Number(value) => write!(f, "{value}"),
-            Value::String(text) => write!(f, "the string {:?}", Self::text(text)),
+            // It may be a prompt, and errors are logged by who gets them.
+            Value::String(text) => write!(f, "a string of {} characters", text.chars().count()),
             Value::Array(items) => write!(f, "a list of {}", items.len()),
             Value::Object(entries) => write!(f, "an object of {}", entries.len()),
         }

@@ -18,7 +18,7 @@ pub fn sse_event(chunk: &impl Serialize) -> String {
     format!("data: {json}\n\n")
 }
 
-/// The event for an error inside a running stream; [`DONE`] follows it.
+/// The event for an error inside a running stream; [`DONE`] does not follow, so that a cut answer never looks like a whole one.
 pub fn sse_error(error: &ApiError) -> String {
     format!("data: {}\n\n", error.body())
 }

@@ -4,13 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use proto::ClusterSecret;
+use edge::Credentials;
 use types::InstanceId;
 
-use crate::TransferError;
+use crate::{KvBounds, TransferError};
 
-/// Bytes that a sender may have unacknowledged on one connection: keeps a link of 10 GB/s busy for 3 ms without an answer.
-const CREDIT_BYTES: u64 = 32 << 20;
 /// T_stall of the reliability goals.
 const STALL: Duration = Duration::from_secs(5);
 
@@ -22,12 +20,12 @@ pub struct TransferConfig {
     pub incarnation: u64,
     /// The model's digest; peers with another one are refused.
     pub digest: String,
-    /// Proven by both ends of every connection between processes; `None` only where all of them are on loopback.
-    pub secret: Option<ClusterSecret>,
+    /// Proven by both ends of every connection between processes; none only where all of them are on loopback.
+    pub credentials: Credentials,
     /// What this side offers; empty = all. A single entry forces it.
     pub transports: Vec<TransportKind>,
-    /// Bytes a peer may have unacknowledged on one connection to us.
-    pub credit_bytes: u64,
+    /// What we bear of peers.
+    pub bounds: KvBounds,
     /// A connection or hand-over that makes no progress for this long has failed.
     pub stall: Duration,
 }
@@ -39,9 +37,9 @@ impl TransferConfig {
             instance,
             incarnation,
             digest: digest.into(),
-            secret: None,
+            credentials: Credentials::default(),
             transports: Vec::new(),
-            credit_bytes: CREDIT_BYTES,
+            bounds: KvBounds::default(),
             stall: STALL,
         }
     }

@@ -62,7 +62,7 @@ pub async fn connection(bytes: &[u8], store: Arc<dyn KvStore>) -> bool {
     let registry = receiver.registry();
     registry.enter(&Arc::new(Site::new(request, CAPABILITY, store)));
     let (sender, mut replies) = mpsc::channel(REPLIES_MAX);
-    let source = tcp::Source::new(std::io::Cursor::new(bytes.to_vec()));
+    let source = tcp::Source::new(std::io::Cursor::new(bytes.to_vec()), config("decode-0").bounds.message_bytes);
     let serving = serve(registry.clone(), Box::new(source), sender, "fuzz".into());
     let hearing = async {
         let mut acknowledged = 0;

@@ -32,7 +32,7 @@ pub(crate) fn welcome(config: &TransferConfig, layout: &KvLayout, hello: &KvHell
     KvWelcome {
         protocol: proto::PROTOCOL.min(hello.protocol),
         incarnation: config.incarnation,
-        credit_bytes: config.credit_bytes,
+        credit_bytes: config.bounds.credit_bytes as u64,
         mismatch: mismatch(config, layout, hello),
         shm_refusal,
     }
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn equal_models_meet_whatever_their_blocks_are() {
         let layout = KvLayout { block_size: 16, blocks: 3, ..LAYOUT };
-        assert_eq!(meet(&config("m"), &layout, proto::PROTOCOL), Ok(config("m").credit_bytes));
+        assert_eq!(meet(&config("m"), &layout, proto::PROTOCOL), Ok(config("m").bounds.credit_bytes as u64));
         // A newer peer steps down to our version.
         assert!(meet(&config("m"), &layout, proto::PROTOCOL + 1).is_ok());
     }

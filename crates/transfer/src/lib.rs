@@ -7,6 +7,7 @@
 //! Start reading with `sender.rs` (the life of a hand-over on P) and `receiver.rs` (on D); `transport/` has one file per way
 //! to carry a frame.
 
+mod bounds;
 mod config;
 mod connection;
 mod counters;
@@ -24,6 +25,7 @@ mod shipment;
 mod ticket;
 mod transport;
 
+pub use bounds::KvBounds;
 pub use config::{TransferConfig, TransportKind};
 pub use counters::Counters;
 pub use error::{Refusal, TransferError};

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use edge::{PeerStream, Port};
 use kv::{KvLayout, KvStore};
 use net::TcpStream;
 use parking_lot::Mutex;
-use proto::Port;
 use proto::kv::kv_transfer_server::KvTransferServer;
 use proto::kv::{Abandon, Piece};
 use telemetry::Seldom;
@@ -163,15 +163,18 @@ impl Drop for Listening {
 }
 
 impl Registry {
-    /// Whether the peer of a new TCP connection is one of ours; before that nothing else of it is read.
-    pub(crate) async fn admit(&self, stream: &mut TcpStream, peer: SocketAddr) -> bool {
-        let Some(secret) = &self.config.secret else { return true };
-        let Err(error) = secret.accept(stream, Port::Kv, self.config.instance.as_str()).await else { return true };
-        self.counters.count_unauthenticated();
-        if self.refusals.lock().due(peer.ip(), Instant::now()) {
-            tracing::warn!(%peer, %error, "kv connection refused");
+    /// The stream of a new TCP connection if its peer is one of ours; before that nothing else of it is read.
+    pub(crate) async fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<PeerStream> {
+        match self.config.credentials.accept(stream, Port::Kv, self.config.instance.as_str()).await {
+            Ok(admitted) => Some(admitted.stream),
+            Err(error) => {
+                self.counters.count_unauthenticated();
+                if self.refusals.lock().due(peer.ip(), Instant::now()) {
+                    tracing::warn!(%peer, %error, "kv connection refused");
+                }
+                None
+            }
         }
-        false
     }
 
     /// A number for a new connection.

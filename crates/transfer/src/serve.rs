@@ -1,7 +1,6 @@
 //! One connection on D, whatever carries it: handshake, then pieces, one after the other.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use proto::kv::kv_frame::Body as Frame;
 use proto::kv::kv_reply::Body as Reply;
@@ -15,10 +14,6 @@ use crate::receiver::Registry;
 use crate::transport::FrameSource;
 use crate::{Refusal, TransferError, handshake};
 
-/// For the first frame of a connection.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the payload of a piece whose header has arrived, and for a peer to take its replies.
-const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Replies waiting for a connection to carry them; more than the pieces that fit into its credit.
 pub(crate) const REPLIES_MAX: usize = 1024;
 
@@ -54,7 +49,8 @@ struct Connection {
 impl Connection {
     /// Answers the hello; false if the two do not fit.
     async fn welcome(&mut self, frames: &mut dyn FrameSource) -> Result<bool, String> {
-        let first = timeout(HELLO_TIMEOUT, frames.next()).await.map_err(|_| "no hello came".to_owned())?;
+        let first =
+            timeout(self.registry.config.bounds.hello, frames.next()).await.map_err(|_| "no hello came".to_owned())?;
         let hello: KvHello = match first? {
             Some(Frame::Hello(hello)) => hello,
             Some(_) => return Err("the first frame is not a hello".to_owned()),
@@ -101,11 +97,12 @@ impl Connection {
         let late = |_| "a piece's payload did not come".to_owned();
         match admitted {
             Ok((site, span)) => {
-                let payload = timeout(PAYLOAD_TIMEOUT, frames.payload(piece)).await.map_err(late)??;
+                let payload =
+                    timeout(self.registry.config.bounds.payload, frames.payload(piece)).await.map_err(late)??;
                 Ok(site.land(piece, span, payload, source, Instant::now()))
             }
             Err(refusal) => {
-                timeout(PAYLOAD_TIMEOUT, frames.skip(piece)).await.map_err(late)??;
+                timeout(self.registry.config.bounds.payload, frames.skip(piece)).await.map_err(late)??;
                 Ok(Err(refusal))
             }
         }
@@ -128,7 +125,7 @@ impl Connection {
     }
 
     async fn reply(&self, body: Reply) -> Result<(), String> {
-        let sent = timeout(PAYLOAD_TIMEOUT, self.replies.send(KvReply { body: Some(body) })).await;
+        let sent = timeout(self.registry.config.bounds.payload, self.replies.send(KvReply { body: Some(body) })).await;
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("closed while replies were waiting".to_owned()),

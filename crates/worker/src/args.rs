@@ -69,9 +69,14 @@ pub struct WorkerArgs {
     pub kv_transports: Vec<String>,
 
     /// File with the secret that all processes of the cluster share; the variable PDSERVE_CLUSTER_SECRET may hold it instead.
-    /// Needed unless --host is a loopback address.
+    /// This or --cluster-tls-dir is needed unless --host is a loopback address.
     #[arg(long, value_name = "FILE")]
     pub cluster_secret_file: Option<PathBuf>,
+
+    /// Mutual TLS between the processes of the cluster: directory with ca.crt, tls.crt and tls.key of this role, as
+    /// `pdserve certs` makes them. Changed files are taken over while running.
+    #[arg(long, value_name = "DIR", env = "PDSERVE_CLUSTER_TLS_DIR")]
+    pub cluster_tls_dir: Option<PathBuf>,
 
     /// Port for KV over TCP and shared memory on a decode instance; 0 = any free one.
     #[arg(long, value_name = "PORT", default_value_t = 0)]

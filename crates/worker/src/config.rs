@@ -4,9 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
+use edge::{Credentials, PortBounds, SECRET_VARIABLE, SetupError};
 use engine::{EngineConfig, Quantization};
 use kv::KvDtype;
-use proto::{ClusterSecret, SECRET_VARIABLE, SecretError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use transfer::{TransferConfig, TransportKind};
 use types::{InstanceId, Role};
@@ -38,9 +38,9 @@ pub enum ConfigError {
     )]
     Unreachable { host: String, announced: IpAddr },
     #[error(transparent)]
-    Secret(#[from] SecretError),
+    Credentials(#[from] SetupError),
     #[error(
-        "--host {host} lets other machines in, and nothing keeps strangers out: give all roles the same secret by {SECRET_VARIABLE} or --cluster-secret-file (`openssl rand -hex 32` makes one), or use --host 127.0.0.1"
+        "--host {host} lets other machines in, and nothing keeps strangers out: give all roles the same secret by {SECRET_VARIABLE} or --cluster-secret-file (`openssl rand -hex 32` makes one), or certificates by --cluster-tls-dir (`pdserve certs` makes them), or use --host 127.0.0.1"
     )]
     Open { host: String },
 }
@@ -59,8 +59,9 @@ pub struct Config {
     pub advertise: IpAddr,
     pub kv_port: u16,
     pub transports: Vec<TransportKind>,
-    /// Whoever opens a control or KV connection must prove it; `None` only on loopback.
-    pub secret: Option<ClusterSecret>,
+    /// What whoever opens a control or KV connection must prove; nothing only on loopback.
+    pub credentials: Credentials,
+    pub port: PortBounds,
 }
 
 impl Config {
@@ -79,9 +80,10 @@ impl Config {
             advertise: identity.server_ip,
             kv_port: args.kv_port,
             transports: transports(&args.kv_transports)?,
-            secret: ClusterSecret::load(args.cluster_secret_file.as_deref())?,
+            credentials: Credentials::load(args.cluster_secret_file.as_deref(), args.cluster_tls_dir.as_deref(), role)?,
+            port: crate::server::port_bounds(),
         };
-        if config.secret.is_none() && !config.listen.ip().is_loopback() {
+        if !config.credentials.any() && !config.listen.ip().is_loopback() {
             return Err(ConfigError::Open { host: args.host.clone() });
         }
         if config.listen.ip().is_loopback() && !config.advertise.is_loopback() {
@@ -92,8 +94,8 @@ impl Config {
 
     /// How this instance takes part in hand-overs.
     pub fn transfer(&self, incarnation: u64, digest: &str) -> TransferConfig {
-        let (transports, secret) = (self.transports.clone(), self.secret.clone());
-        TransferConfig { transports, secret, ..TransferConfig::new(self.instance.clone(), incarnation, digest) }
+        let (transports, credentials) = (self.transports.clone(), self.credentials.clone());
+        TransferConfig { transports, credentials, ..TransferConfig::new(self.instance.clone(), incarnation, digest) }
     }
 }
 

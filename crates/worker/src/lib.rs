@@ -28,4 +28,5 @@ pub use runner::{
     RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,
 };
 pub use running::{Loaded, Running, run};
+pub use server::port_bounds;
 pub use telemetry::Direction;

@@ -1,5 +1,6 @@
 //! The instance's one port: control plane and, on D, KV over gRPC beside plain HTTP for people and probes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,47 +9,49 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use edge::{Admitted, AuthError, Credentials, PeerStream, Port, PortBounds};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use net::{TcpListener, TcpStream};
 use parking_lot::Mutex;
 use proto::control::worker_server::WorkerServer;
-use proto::{AuthError, ClusterSecret, MARK_START, Port};
 use telemetry::{KvPlane, Seldom};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use transfer::{Counters, Refusal};
-use types::InstanceId;
+use types::{InstanceId, Role};
 
 use crate::control::{Control, RoleService};
 use crate::{Config, EngineHandle, control, ledger};
 
-/// A peer that answers no HTTP/2 ping for this long is gone, whatever its TCP connection says.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Streams a connection may have open: one control stream, a few KV streams, probes.
-const STREAMS_MAX: u32 = 256;
-/// Connections open at once; what comes above is closed unread.
-const CONNECTIONS_MAX: usize = 1024;
-/// Time for the headers of an HTTP/1 request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for open connections to send what is left when the instance stops.
 const FLUSH: Duration = Duration::from_secs(2);
 /// After a failed accept (no descriptors left) there is no use in trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often changed certificates are looked for.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(5);
+
+/// Bounds of an instance's port: peers are few, and one that answers no HTTP/2 ping is gone, whatever its TCP connection says.
+pub fn port_bounds() -> PortBounds {
+    let (ping, pong) = (Duration::from_secs(2), Duration::from_secs(5));
+    PortBounds { connections: 1024, ping, pong, ..PortBounds::default() }
+}
+
 /// Who may use the port for what. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Door {
-    secret: Option<ClusterSecret>,
+    credentials: Credentials,
+    bounds: PortBounds,
     instance: InstanceId,
     /// For anyone: health, metrics and who holds blocks; nothing that changes anything.
     public: Router,
-    /// For peers that have proven the secret, or for all when there is none (loopback only).
-    trusted: Router,
+    /// For schedulers, in addition.
+    control: Router,
+    /// For prefill instances, in addition.
+    kv: Router,
     refusals: Arc<Mutex<Seldom>>,
 }
 
@@ -69,33 +72,49 @@ impl Door {
             .route("/metrics", get(move || std::future::ready(answer_metrics(&counted, &metrics))))
             .route("/kv", get(move || std::future::ready(Json(ledger::report(&instance, &pool)))));
         Self {
-            secret: config.secret.clone(),
+            credentials: config.credentials.clone(),
+            bounds: config.port.clone(),
             instance: config.instance.clone(),
-            public: common.clone().fallback(|| std::future::ready(answer_stranger())),
-            trusted: common.route_service("/pdserve.control.v1.Worker/{*method}", worker).merge(kv.unwrap_or_default()),
+            public: common,
+            control: Router::new().route_service("/pdserve.control.v1.Worker/{*method}", worker),
+            kv: kv.unwrap_or_default(),
             refusals: Arc::default(),
         }
     }
 
-    /// What this connection may use; `None` when it ends here. A peer that proves itself begins with a byte that HTTP never does.
-    async fn admit(&self, stream: &mut TcpStream) -> Option<Router> {
+    /// The connection and what it may use; `None` when it ends here. A peer that proves itself begins with a byte that HTTP never does.
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<(PeerStream, Router)> {
         let mut first = [0];
-        let peeked = tokio::time::timeout(HEADER_TIMEOUT, stream.peek(&mut first)).await.ok()?.ok()?;
-        let marked = peeked == 1 && first[0] == MARK_START;
-        let refused = match (&self.secret, marked) {
-            (None, false) => return Some(self.trusted.clone()),
-            (Some(_), false) => return Some(self.public.clone()),
-            (None, true) => "the peer proves a cluster secret and this worker has none".to_owned(),
-            (Some(secret), true) => match secret.accept(stream, Port::Worker, self.instance.as_str()).await {
-                Ok(_) => return Some(self.trusted.clone()),
+        let peeked = tokio::time::timeout(self.bounds.header_read, stream.peek(&mut first)).await.ok()?.ok()?;
+        let proves = peeked == 1 && Credentials::is_proof(first[0]);
+        let refused = match (self.credentials.any(), proves) {
+            (false, false) => return Some((PeerStream::Plain(stream), self.routes(true, true))),
+            (true, false) => return Some((PeerStream::Plain(stream), self.routes(false, false))),
+            (false, true) => "the peer proves who it is and this worker has neither secret nor certificate".to_owned(),
+            (true, true) => match self.credentials.accept(stream, Port::Worker, self.instance.as_str()).await {
+                Ok(Admitted { stream, role }) => {
+                    let is = |wanted| role.is_none_or(|role| role == wanted);
+                    return Some((stream, self.routes(is(Role::Scheduler), is(Role::Prefill))));
+                }
                 Err(error) => error.to_string(),
             },
         };
-        let peer = stream.peer_addr().ok()?;
         if self.refusals.lock().due(peer.ip(), Instant::now()) {
             tracing::warn!(%peer, reason = refused, "connection refused");
         }
         None
+    }
+
+    fn routes(&self, control: bool, kv: bool) -> Router {
+        let mut routes = self.public.clone();
+        for (of_peer, allowed) in [(&self.control, control), (&self.kv, kv)] {
+            if allowed {
+                routes = routes.merge(of_peer.clone());
+            }
+        }
+        routes.fallback(move || {
+            std::future::ready(if control { StatusCode::NOT_FOUND.into_response() } else { answer_stranger() })
+        })
     }
 }
 
@@ -132,6 +151,8 @@ fn kv_plane(counters: &Counters) -> KvPlane {
 /// Accepts until `stop`; then open connections may send what is left. Dropping the future ends them all at once.
 pub(crate) async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
     let graceful = GracefulShutdown::new();
+    let mut certificates = JoinSet::new();
+    certificates.spawn(door.credentials.clone().keep_fresh(CERTIFICATES_LOOK));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -141,9 +162,12 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, stop: CancellationT
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(_) if connections.len() >= CONNECTIONS_MAX => {}
-            Ok((stream, _)) => {
-                connections.spawn(connect(stream, door.clone(), graceful.watcher()));
+            Ok((stream, _)) if connections.len() >= door.bounds.connections => {
+                // A new connection takes so few bytes at once.
+                edge::turn_away(stream).await;
+            }
+            Ok((stream, peer)) => {
+                connections.spawn(connect(stream, peer, door.clone(), graceful.watcher()));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -155,22 +179,18 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, stop: CancellationT
     let _ = tokio::time::timeout(FLUSH, graceful.shutdown()).await;
 }
 
-async fn connect(mut stream: TcpStream, door: Door, graceful: Watcher) {
+async fn connect(stream: TcpStream, peer: SocketAddr, door: Door, graceful: Watcher) {
     // Tokens are small messages that must not wait for company.
     let _ = stream.set_nodelay(true);
-    let Some(routes) = door.admit(&mut stream).await else { return };
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let Some((stream, routes)) = door.admit(stream, peer).await else { return };
+    let mut builder = door.bounds.http();
     builder
         .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .initial_stream_window_size(transfer::GRPC_WINDOW_BYTES)
         .initial_connection_window_size(transfer::GRPC_WINDOW_BYTES)
-        .max_frame_size(transfer::GRPC_FRAME_BYTES)
-        .max_concurrent_streams(STREAMS_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).into_owned();
+        .max_frame_size(transfer::GRPC_FRAME_BYTES);
+    let (stream, service) = door.bounds.guard(stream, TowerToHyperService::new(routes));
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     if let Err(error) = graceful.watch(connection).await {
         tracing::debug!(%error, "connection ended");
     }

@@ -62,6 +62,15 @@ pub(crate) struct Args {
     /// KV transports that workers may use, best first: shm, tcp, grpc
     #[arg(long, value_name = "LIST")]
     pub(super) kv_transports: Option<String>,
+    /// Mutual TLS between the processes: the directory that `pdserve certs` wrote
+    #[arg(long, value_name = "DIR")]
+    pub(super) cluster_tls_dir: Option<PathBuf>,
+    /// Serve HTTPS with this certificate (PEM)
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-certfile", requires = "tls_key")]
+    pub(super) tls_cert: Option<PathBuf>,
+    /// Key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-keyfile", requires = "tls_cert")]
+    pub(super) tls_key: Option<PathBuf>,
     /// Where rank tables and logs go [default: a new directory below the temporary one]
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,

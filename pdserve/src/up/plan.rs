@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use edge::Pinned;
 
 use super::Args;
 use super::tables::{Shape, WorkerTable};
@@ -26,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) model_name: String,
     shape: String,
     is_demo: bool,
+    /// How the scheduler is asked when it serves HTTPS.
+    pub(super) https: Option<Pinned>,
 }
 
 /// One process: its name in the rank table, its command line after the program's name, its environment.
@@ -58,6 +61,7 @@ impl Plan {
             tensor_parallel_size: args.tensor_parallel_size,
         };
         let tables = shape.write_tables(address, &run_dir)?;
+        let https = args.tls_cert.as_deref().map(Pinned::load).transpose().context("--tls-cert")?;
         let secret = secret();
         let env = |local: &Path| {
             vec![
@@ -83,7 +87,7 @@ impl Plan {
         }
         let shape = format!("{} prefill + {} decode, {threads} threads each", args.prefill, args.decode);
         let is_demo = args.model.is_none();
-        Ok(Self { roles, address, run_dir, verbose: args.verbose, model_name, shape, is_demo })
+        Ok(Self { roles, address, run_dir, verbose: args.verbose, model_name, shape, is_demo, https })
     }
 
     /// Where a client on this machine finds the scheduler.
@@ -97,16 +101,38 @@ impl Plan {
 
     /// What a new user needs next: where to talk to and a line that works.
     pub(super) fn welcome(&self, took: Duration) -> String {
-        let url = format!("http://{}", self.scheduler_address());
+        let scheme = if self.https.is_some() { "https" } else { "http" };
+        let (base, model) = (format!("{scheme}://{}", self.scheduler_address()), &self.model_name);
         let question = if self.is_demo { "What is PD separation?" } else { "Hello!" };
+        // As the scheduler will read it.
+        let plain = std::env::var("USE_OPENAI").is_ok_and(|value| value == "0");
+        let (url, path, body) = match plain {
+            true => (base.clone(), "/generate", format!(r#"{{"prompt": "{question}", "temperature": 0}}"#)),
+            false => {
+                let messages = format!(r#"[{{"role": "user", "content": "{question}"}}]"#);
+                let body = format!(r#"{{"model": "{model}", "temperature": 0, "messages": {messages}}}"#);
+                (format!("{base}/v1"), "/v1/chat/completions", body)
+            }
+        };
+        // A certificate of one's own is not known to curl.
+        let curl = if self.https.is_some() { "curl -k" } else { "curl" };
+        let key = key_header(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
         format!(
-            "\npdserve is ready after {:.1} s: {}\n\n  URL    {url}/v1\n  model  {}\n  try    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n           -d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'\n\n\
-             Add \"stream\": true to see tokens as they come. State: {url}/ready  Metrics: {url}/metrics\nCtrl-C drains and ends all of it.\n",
+            "\npdserve is ready after {:.1} s: {}\n\n  URL    {url}\n  model  {model}\n  try    {curl} {base}{path} {key}-H 'Content-Type: application/json' \\\n           -d '{body}'\n\n\
+             Add \"stream\": true to see tokens as they come. State: {base}/ready  Metrics: {base}/metrics\nCtrl-C drains and ends all of it.\n",
             took.as_secs_f64(),
             self.shape,
-            self.model_name,
-            self.model_name,
         )
+    }
+}
+
+/// The header that a request needs when the scheduler will find keys: it names the variable and never the key.
+fn key_header(is_set: impl Fn(&str) -> bool) -> String {
+    let bearer = |key: &str| format!("-H \"Authorization: Bearer {key}\" ");
+    match ["PDSERVE_API_KEY", "VLLM_API_KEY"].into_iter().find(|name| is_set(name)) {
+        Some(name) => bearer(&format!("${name}")),
+        None if is_set("PDSERVE_API_KEY_FILE") => bearer("$(grep -v '^#' $PDSERVE_API_KEY_FILE | head -n 1)"),
+        None => String::new(),
     }
 }
 
@@ -172,7 +198,15 @@ fn scheduler_args(args: &Args, model: &Path, model_name: &str, address: SocketAd
     flag(&mut list, "host", Some(address.ip()));
     flag(&mut list, "port", Some(address.port()));
     flag(&mut list, "max-model-len", args.max_model_len);
+    flag(&mut list, "cluster-tls-dir", tls_dir(args, "scheduler"));
+    flag(&mut list, "tls-cert", args.tls_cert.as_ref().map(|file| file.display()));
+    flag(&mut list, "tls-key", args.tls_key.as_ref().map(|file| file.display()));
     list
+}
+
+/// The role's own directory of those that `pdserve certs` made.
+fn tls_dir(args: &Args, role: &str) -> Option<String> {
+    args.cluster_tls_dir.as_ref().map(|dir| dir.join(role).display().to_string())
 }
 
 fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) -> Vec<String> {
@@ -191,5 +225,20 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) 
     flag(&mut list, "quantization", args.quantization.as_ref());
     flag(&mut list, "kv-cache-dtype", args.kv_cache_dtype.as_ref());
     flag(&mut list, "kv-transports", args.kv_transports.as_ref());
+    flag(&mut list, "cluster-tls-dir", tls_dir(args, &worker.role.to_string()));
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_to_try_names_the_key_s_variable() {
+        let header = |set: &[&str]| key_header(|name| set.contains(&name));
+        assert_eq!(header(&[]), "");
+        assert_eq!(header(&["PDSERVE_API_KEY", "VLLM_API_KEY"]), "-H \"Authorization: Bearer $PDSERVE_API_KEY\" ");
+        assert_eq!(header(&["VLLM_API_KEY"]), "-H \"Authorization: Bearer $VLLM_API_KEY\" ");
+        assert!(header(&["PDSERVE_API_KEY_FILE"]).contains("$PDSERVE_API_KEY_FILE"));
+    }
 }

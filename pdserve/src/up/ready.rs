@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use edge::PeerStream;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -43,10 +45,17 @@ async fn poll_until_ready(plan: &Plan) {
 
 /// `None` when all are ready, else what the scheduler says is missing.
 async fn ask(plan: &Plan) -> anyhow::Result<Option<String>> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let uri = format!("http://{}/ready", plan.scheduler_address()).parse()?;
-    let answer = client.get(uri).await?;
+    let address = plan.scheduler_address();
+    let stream = match &plan.https {
+        Some(pinned) => pinned.connect(address).await?,
+        None => PeerStream::connect(address).await?,
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get("/ready").header("host", "scheduler").body(Empty::<Bytes>::new())?;
+    let answer = sender.send_request(request).await?;
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    connection.abort();
     let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
     Ok(missing(&serde_json::from_slice(&body)?))
 }

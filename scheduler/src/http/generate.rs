@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use futures::future::try_join_all;
@@ -176,7 +177,7 @@ impl Api {
                 style: style.clone(),
                 embed: order.embed,
                 arrived: order.arrived,
-                attempts: self.bounds.attempts,
+                attempts: self.bounds.attempts as u32,
                 via: None,
             })
         };
@@ -274,6 +275,11 @@ impl Generating {
         while self.received().await?.is_some() {}
         let missing = || ApiError::new(openai::ErrorKind::Internal, "internal error");
         (0..self.prompts.len() as u32).map(|prompt| self.reader.take_vector(prompt).ok_or_else(missing)).collect()
+    }
+
+    /// Silence after which a stream says that it is still there.
+    pub(super) fn silence(&self) -> Duration {
+        self.ending.api.bounds.silence
     }
 
     /// So far.

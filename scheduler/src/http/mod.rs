@@ -1,5 +1,6 @@
 //! The door: routes, what all of them share, and what happens around each request.
 
+mod body;
 mod chat;
 mod completions;
 mod docs;
@@ -18,28 +19,27 @@ mod tokenize;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::routing::{get, post};
-use bytes::Bytes;
 use futures::FutureExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Body as _;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::{Request, Response};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::{Request, Response, Uri, Version};
 use openai::{ApiError, ErrorKind, ModelFacts};
 use serde::Serialize;
 use telemetry::SchedulerMetrics;
 use text::{ChatTemplate, Grammars, Tokenizer};
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 use tracing::error;
 use types::Pooling;
 
 use crate::admission::Admission;
+use crate::bounds::Bounds;
 use crate::cluster::Cluster;
-use crate::config::{Bounds, Protocol};
+use crate::config::Protocol;
 use crate::stored::Stored;
 
 use keys::Key;
@@ -65,7 +65,8 @@ pub(crate) struct Api {
     /// From the flags and config.json; the workers' word is added when they are there.
     pub(crate) model_len_max: Option<u32>,
     pub(crate) bounds: Bounds,
-    pub(crate) body_read: Duration,
+    /// Bytes of large bodies that may still arrive.
+    pub(crate) arriving: Semaphore,
     pub(crate) protocol: Protocol,
     pub(crate) keys: Keys,
     /// Whether `/server_info` answers.
@@ -88,7 +89,16 @@ struct Caller {
 pub(crate) async fn answer(api: Arc<Api>, mut request: Request<Body>) -> Response<Body> {
     let id = client_id(request.headers().get(REQUEST_ID));
     request.extensions_mut().insert(Caller { id: id.clone(), key: None });
-    let response = AssertUnwindSafe(routes(api).oneshot(request)).catch_unwind().await;
+    let ends = ends_connection(&request);
+    let url_bytes_max = api.bounds.url_bytes;
+    let routed = async {
+        if url_bytes(request.uri()) > url_bytes_max {
+            let message = format!("the URL is longer than the {url_bytes_max} bytes allowed");
+            return Ok(error::response(&ApiError::new(ErrorKind::UrlTooLong, message)));
+        }
+        routes(api).oneshot(request).await
+    };
+    let response = AssertUnwindSafe(routed).catch_unwind().await;
     let mut response = match response {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
@@ -100,7 +110,17 @@ pub(crate) async fn answer(api: Arc<Api>, mut request: Request<Body>) -> Respons
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    if ends {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
+}
+
+/// Where someone in front of us may see another end of this request than we do, nothing after it is taken for a request: not all
+/// agree on chunks beside a length, or on what follows an upgrade.
+fn ends_connection(request: &Request<Body>) -> bool {
+    let doubtful = [TRANSFER_ENCODING, UPGRADE].iter().any(|name| request.headers().contains_key(name));
+    doubtful && request.version() <= Version::HTTP_11
 }
 
 fn routes(api: Arc<Api>) -> axum::Router {
@@ -184,32 +204,11 @@ impl Api {
     pub(crate) fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
+}
 
-    /// The whole body, within the bounds on its size and on the time it takes to arrive.
-    async fn body(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
-        let encoding = request.headers().get(CONTENT_ENCODING);
-        if encoding.is_some_and(|encoding| encoding != "identity") {
-            let message = "content-encoding must be identity: compressed bodies are not taken";
-            return Err(ApiError::new(ErrorKind::UnsupportedMediaType, message));
-        }
-        let bytes_max = self.bounds.request.body_bytes;
-        let too_large = || {
-            let message = format!("the body is larger than the {bytes_max} bytes allowed");
-            ApiError::new(ErrorKind::TooLarge, message)
-        };
-        // What is announced is refused before it is sent.
-        if request.body().size_hint().lower() > bytes_max {
-            return Err(too_large());
-        }
-        let body = Limited::new(request.into_body(), usize::try_from(bytes_max).unwrap_or(usize::MAX)).collect();
-        let body = tokio::time::timeout(self.body_read, body).await;
-        let body = body.map_err(|_| ApiError::bad_request("the body did not arrive in time"))?;
-        let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-            Some(_) => too_large(),
-            None => ApiError::bad_request("the body could not be read"),
-        })?;
-        Ok(body.to_bytes())
-    }
+/// Path and query, which is all that HTTP/1 sends.
+fn url_bytes(uri: &Uri) -> usize {
+    uri.path_and_query().map_or(0, |sent| sent.as_str().len())
 }
 
 fn json(body: &impl Serialize) -> Response<Body> {

@@ -142,6 +142,7 @@ async fn whole(mut generating: Generating, mut answering: Answering) -> Result<R
 /// What ended the request before its first token.
 async fn stream(mut generating: Generating, mut answering: Answering) -> Result<Response<Body>, ApiError> {
     let first = Ok(generating.next().await?);
+    let silence = generating.silence();
     let opening = answering.responding.opening();
     let events = futures::stream::unfold(Some((generating, answering, Some(first), opening)), |state| async move {
         let (mut generating, mut answering, first, opening) = state?;
@@ -157,5 +158,5 @@ async fn stream(mut generating: Generating, mut answering: Answering) -> Result<
         let events = Bytes::from(opening + &events);
         Some((Ok::<_, Infallible>(events), goes_on.then(|| (generating, answering, None, String::new()))))
     });
-    Ok(sse::response(Body::from_stream(events)))
+    Ok(sse::response(Body::from_stream(events), silence))
 }

@@ -4,12 +4,17 @@
 //! After an error inside the stream there is no `[DONE]`: a cut answer must not look like a whole one.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::Response;
+use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use openai::{ApiError, ChatChunk, ChatPart, CompletionChunk, DONE, PieceOfText, Usage, sse_error, sse_event};
+use tokio::time::{Instant, Sleep};
 
 use super::completions::Echo;
 use super::generate::Generating;
@@ -42,6 +47,7 @@ type Next = Result<Option<Piece>, ApiError>;
 pub(super) async fn respond(mut generating: Generating, shape: Shape) -> Result<Response<Body>, ApiError> {
     let first = Ok(generating.next().await?);
     let choices = generating.prompts.len() * generating.n as usize;
+    let silence = generating.silence();
     let mut events = Events { generating, shape, offsets: vec![None; choices] };
     let opening = events.opening();
     let stream = futures::stream::unfold(Some((events, Some(first), opening)), |state| async move {
@@ -54,17 +60,46 @@ pub(super) async fn respond(mut generating: Generating, shape: Shape) -> Result<
         let text = opening + &text;
         Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then(|| (events, None, String::new()))))
     });
-    Ok(response(Body::from_stream(stream)))
+    Ok(response(Body::from_stream(stream), silence))
 }
 
-/// A response whose body is events.
-pub(super) fn response(events: Body) -> Response<Body> {
-    let mut response = Response::new(events);
+/// A response whose body is events, every frame some whole ones; after so much `silence` it says that it is still there.
+pub(super) fn response(events: Body, silence: Duration) -> Response<Body> {
+    let mut response = Response::new(Body::new(KeepAlive::new(events, silence)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
+}
+
+/// Events, and comment lines while there are none: clients skip them, and no proxy takes the stream for dead.
+struct KeepAlive {
+    events: Body,
+    silence: Duration,
+    due: Pin<Box<Sleep>>,
+}
+
+impl KeepAlive {
+    fn new(events: Body, silence: Duration) -> Self {
+        Self { events, silence, due: Box::pin(tokio::time::sleep(silence)) }
+    }
+}
+
+impl hyper::body::Body for KeepAlive {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut poll = Pin::new(&mut self.events).poll_frame(cx);
+        if poll.is_pending() {
+            ready!(self.due.as_mut().poll(cx));
+            poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
+        }
+        let next = Instant::now() + self.silence;
+        self.due.as_mut().reset(next);
+        poll
+    }
 }
 
 impl Events {

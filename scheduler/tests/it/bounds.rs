@@ -11,9 +11,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::{Cluster, PATIENCE};
 
 fn impatient(config: &mut Config) {
-    config.timings.header_read = Duration::from_millis(200);
-    config.timings.body_read = Duration::from_millis(200);
-    config.timings.write_progress = Duration::from_millis(200);
+    config.bounds.port.header_read = Duration::from_millis(200);
+    config.bounds.body_read = Duration::from_millis(200);
+    config.bounds.port.write_progress = Duration::from_millis(200);
 }
 
 /// Sends `bytes`, then nothing; what comes back until the connection is closed.
@@ -73,4 +73,21 @@ async fn one_request_too_many_is_turned_away_at_once() {
     assert_eq!(third.headers["retry-after"], "1");
     drop(first);
     cluster.until("a place is free", || async { open().await.status == 200 }).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_silent_for_long_says_that_it_is_still_there() {
+    let slow = |fake: &mut crate::support::fake_worker::Fake| fake.step = Duration::from_millis(300);
+    let cluster = Cluster::start_unready(1, 1, slow, |config| config.bounds.silence = Duration::from_millis(50)).await;
+    cluster.ready().await;
+    for path in ["/v1/completions", "/v1/chat/completions"] {
+        let body = json!({"prompt": "hello", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "stream": true});
+        let mut open = crate::support::client::stream(cluster.address(), path, body).await;
+        let mut last = String::new();
+        while let Some(event) = open.event().await {
+            last = event;
+        }
+        assert_eq!(last, "[DONE]");
+        assert!(open.comments > 0, "{path}");
+    }
 }

@@ -210,3 +210,15 @@ fn a_field_stands_once_per_endpoint() {
         assert_eq!(names.len(), count, "{endpoint:?}");
     }
 }
+
+#[test]
+fn every_bound_stands_on_the_page_of_bounds() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/bounds.md")).unwrap();
+    for bound in Bounds::TABLE {
+        let row = format!("| {} | {} | {} |", bound.name, bound.default, bound.doc);
+        assert!(
+            page.contains(&row),
+            "docs/bounds.md lacks {row}; UPDATE_DOCS=1 cargo test -p tests bounds writes it anew"
+        );
+    }
+}

@@ -20,7 +20,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Completions, "prompt", r#"["a", ""]"#, "prompt[1]: prompt[1] must not be empty"),
     (Completions, "prompt", "[[]]", "prompt[0]: must not be empty"),
     (Completions, "prompt", r#"["a", 1]"#, "prompt[1]: must be a string or a list of token ids, got 1"),
-    (Completions, "prompt", r#"[1, "a"]"#, "prompt: must be a whole number, got the string \"a\""),
+    (Completions, "prompt", r#"[1, "a"]"#, "prompt: must be a whole number, got a string of 1 characters"),
     (Completions, "prompt", "[4294967296]", "prompt: from 0 to 4294967295, got 4294967296"),
     (Completions, "prompt", "{}", "prompt: got an object of 0"),
     // messages
@@ -34,7 +34,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     ),
     (Chat, "messages", "null", "messages: is required"),
     (Chat, "messages", "[]", "messages: must not be empty"),
-    (Chat, "messages", r#""hi""#, "messages: must be a list, got the string \"hi\""),
+    (Chat, "messages", r#""hi""#, "messages: must be a list, got a string of 2 characters"),
     (Chat, "messages", "[1]", "messages[0]: must be an object, got 1"),
     (Chat, "messages", r#"[{"content": "x"}]"#, "messages[0].role: must be a string, got null"),
     (Chat, "messages", r#"[{"role": "user"}]"#, "messages[0].content: is required for the role user"),
@@ -177,7 +177,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     (Detokenize, "tokens", "[1.5]", "tokens: must be a whole number"),
     // sampling
     (Chat, "temperature", "2.1", "temperature: must be at least 0 and at most 2, got 2.1"),
-    (Chat, "temperature", r#""hot""#, "temperature: must be a number, got the string \"hot\""),
+    (Chat, "temperature", r#""hot""#, "temperature: must be a number, got a string of 3 characters"),
     (Chat, "top_p", "0", "top_p: must be greater than 0 and at most 1, got 0"),
     (Chat, "top_k", "-1", ""),
     (Chat, "top_k", "0", ""),
@@ -215,7 +215,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
     ),
     (Completions, "min_tokens", "17", "min_tokens: at most max_tokens, got min_tokens 17 with 16"),
     // streaming
-    (Chat, "stream", r#""yes""#, "stream: must be true or false, got the string \"yes\""),
+    (Chat, "stream", r#""yes""#, "stream: must be true or false, got a string of 3 characters"),
     (Chat, "stream_options", r#"{"include_usage": true}"#, "stream_options: needs stream to be true"),
     (Chat, "stream_options", "[]", "stream_options: must be an object"),
     // logprobs

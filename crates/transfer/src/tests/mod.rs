@@ -2,6 +2,7 @@
 //!
 //! `harness` builds a pair, `raw` speaks the wire by hand; the rest are cases.
 
+mod bounds;
 mod faults;
 mod forged;
 mod harness;

@@ -1,17 +1,20 @@
-//! With a cluster secret, strangers get nothing out of a KV port and put nothing into it.
+//! With a cluster secret or certificates, strangers get nothing out of a KV port and put nothing into it.
 
-use proto::ClusterSecret;
+use std::time::Duration;
+
+use edge::{Authority, ClusterSecret, ClusterTls, Credentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use types::Role;
 
 use super::harness::{Case, Pair, Side, config, key, layout};
 use crate::{TransferConfig, TransferError, TransportKind};
 
-const CASE: Case = Case { prompt: 40, cached: 0, chunk: 16, heads: 4 };
+pub(super) const CASE: Case = Case { prompt: 40, cached: 0, chunk: 16, heads: 4 };
 
 fn with(instance: &str, kind: TransportKind, secret: Option<&str>) -> TransferConfig {
     let secret = secret.map(|text| ClusterSecret::new(text, "test").unwrap());
-    TransferConfig { secret, ..config(instance, kind) }
+    TransferConfig { credentials: Credentials { secret, tls: None }, ..config(instance, kind) }
 }
 
 /// A hand-over between a P and a D that have these secrets.
@@ -43,7 +46,7 @@ async fn only_peers_with_the_same_secret_hand_over() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_cut_before_anything_is_read() {
+async fn a11_a_stranger_is_cut_before_anything_is_read() {
     let (pair, result) = hand_over(TransportKind::Tcp, Some("0123456789abcdef"), Some("0123456789abcdef")).await;
     assert_eq!(result, Ok(()));
     let served = pair.receiver.connections();
@@ -58,4 +61,39 @@ async fn a_stranger_is_cut_before_anything_is_read() {
     }
     assert_eq!(pair.receiver.counters().unauthenticated(), 3);
     assert_eq!(pair.receiver.connections(), served, "none of them reached the protocol");
+}
+
+/// What a process of that role gets from `ca`.
+fn certified(ca: &Authority, role: Role) -> Credentials {
+    let directory = tempfile::tempdir().unwrap();
+    let issued = ca.issue_role(role, Duration::from_secs(3600)).unwrap();
+    ca.save(&issued, directory.path()).unwrap();
+    Credentials { secret: None, tls: Some(ClusterTls::load(directory.path(), role).unwrap()) }
+}
+
+#[tokio::test]
+async fn pieces_go_through_mutual_tls_and_foreign_certificates_do_not() {
+    let (ours, theirs) = (Authority::new().unwrap(), Authority::new().unwrap());
+    for kind in [TransportKind::Tcp, TransportKind::Shm] {
+        for (ca, role, fits) in [
+            (&ours, Some(Role::Prefill), true),
+            (&ours, Some(Role::Scheduler), false),
+            (&theirs, Some(Role::Prefill), false),
+            (&ours, None, false),
+        ] {
+            let p = role.map(|role| certified(ca, role)).unwrap_or_default();
+            let sender = TransferConfig { credentials: p, ..config("prefill-0", kind) };
+            let receiver = TransferConfig { credentials: certified(&ours, Role::Decode), ..config("decode-0", kind) };
+            let pair = Pair::between(kind, Side::new(layout(16)), Side::new(layout(16)), sender, receiver).await;
+            let result = pair.hand_over(&key("a", 0), &CASE, 1).await;
+            assert_eq!(result.is_ok(), fits, "{kind} {role:?}: {result:?}");
+            // Whichever side refuses first, the receiver counts it.
+            let counted = async {
+                while !fits && pair.receiver.counters().unauthenticated() == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), counted).await.expect("refusals are counted");
+        }
+    }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edge::Port;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hyper_util::rt::TokioIo;
-use proto::Port;
 use proto::kv::kv_frame::Body;
 use proto::kv::kv_transfer_client::KvTransferClient;
 use proto::kv::kv_transfer_server::{KvTransfer, KvTransferServer};
@@ -24,15 +24,13 @@ use tower::service_fn;
 use super::{FrameSink, FrameSource, Link};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
-use crate::{TransferConfig, TransportKind, piece};
+use crate::{TransferConfig, TransportKind};
 
 /// HTTP/2 window of a stream and of the connection: with the 64 KiB of the standard a hand-over waits at every turn.
 pub const GRPC_WINDOW_BYTES: u32 = 64 << 20;
 /// HTTP/2 frame size; larger ones were not faster.
 pub const GRPC_FRAME_BYTES: u32 = 1 << 20;
 
-/// A message is buffered whole before we see its header, so the bound is closer to what senders cut than elsewhere.
-const MESSAGE_BYTES_MAX: usize = 8 * piece::PIECE_BYTES;
 /// Frames waiting for the connection.
 const FRAMES_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,21 +43,15 @@ pub(crate) async fn connect(config: &TransferConfig, address: &str) -> Result<Li
         .initial_stream_window_size(GRPC_WINDOW_BYTES)
         .initial_connection_window_size(GRPC_WINDOW_BYTES);
     let (sender, frames) = mpsc::channel(FRAMES_MAX);
-    let (secret, me, address) = (config.secret.clone(), config.instance.clone(), address.to_owned());
+    let message_bytes_max = config.bounds.grpc_message_bytes;
+    let (config, address) = (config.clone(), address.to_owned());
     let dial = service_fn(move |_: Uri| {
-        let (secret, me, address) = (secret.clone(), me.clone(), address.clone());
-        async move {
-            let mut stream = super::tcp::open(&address).await?;
-            if let Some(secret) = secret {
-                let proven = secret.connect(&mut stream, Port::Worker, me.as_str()).await;
-                proven.map_err(|error| error.to_string())?;
-            }
-            Ok::<_, String>(TokioIo::new(stream))
-        }
+        let (config, address) = (config.clone(), address.clone());
+        async move { super::tcp::dial(&config, &address, Port::Worker).await.map(TokioIo::new) }
     });
     let pushing = async {
         let channel = endpoint.connect_with_connector(dial).await.map_err(|error| describe(&error))?;
-        let mut client = KvTransferClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = KvTransferClient::new(channel).max_encoding_message_size(message_bytes_max);
         client.push(ReceiverStream::new(frames)).await.map_err(|status| describe(&status))
     };
     let response = timeout(CONNECT_TIMEOUT, pushing).await;
@@ -93,7 +85,8 @@ pub struct GrpcDoor {
 
 /// The service to mount.
 pub(crate) fn service(registry: Arc<Registry>) -> KvTransferServer<GrpcDoor> {
-    KvTransferServer::new(GrpcDoor { registry }).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    let message_bytes_max = registry.config.bounds.grpc_message_bytes;
+    KvTransferServer::new(GrpcDoor { registry }).max_decoding_message_size(message_bytes_max)
 }
 
 #[tonic::async_trait]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use edge::Port;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
@@ -33,12 +34,12 @@ const NAME_PREFIX: &str = "pdserve-kv-";
 
 /// Connects to a receiver and adds the offer of a new file to `hello`.
 pub(crate) async fn connect(config: &TransferConfig, address: &str, hello: &mut KvHello) -> Result<Link, String> {
-    let (reader, writer) = tcp::dial(config, address).await?.into_split();
+    let (reader, writer) = tcp::dial(config, address, Port::Kv).await?.into_split();
     let (ring, offer) = Ring::create(hello).map_err(|error| format!("no shared file: {error}"))?;
     let ring = Arc::new(ring);
     let replies = {
         let ring = ring.clone();
-        tcp::replies(reader).inspect(move |reply| ring.on_reply(reply)).boxed()
+        tcp::replies(reader, config.bounds.message_bytes).inspect(move |reply| ring.on_reply(reply)).boxed()
     };
     Ok(Link { sink: Box::new(Sink { frames: tcp::Sink::new(writer), ring }), replies, offer: Some(offer) })
 }

@@ -5,49 +5,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
+use edge::{PeerReader, PeerStream, PeerWriter, Port};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use net::{KeepAlive, OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream};
+use net::{KeepAlive, TcpListener, TcpStream};
 use prost::Message;
-use proto::Port;
 use proto::kv::kv_frame::Body;
 use proto::kv::{KvFrame, KvHello, KvReply, Piece};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use types::Role;
 
 use super::{FrameSink, FrameSource, Link, shm};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
 use crate::{TransferConfig, TransferError, TransportKind, piece};
 
-/// Longest message; payloads are not part of it.
-const MESSAGE_BYTES_MAX: usize = 4096;
-/// Connections to one receiver; what comes above is closed at once.
-const CONNECTIONS_MAX: usize = 256;
 /// For a connection to be made, and for the last replies to a connection that we end.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to a receiver.
 pub(crate) async fn connect(config: &TransferConfig, address: &str) -> Result<Link, String> {
-    let (reader, writer) = dial(config, address).await?.into_split();
-    Ok(Link { sink: Box::new(Sink::new(writer)), replies: replies(reader), offer: None })
+    let (reader, writer) = dial(config, address, Port::Kv).await?.into_split();
+    Ok(Link { sink: Box::new(Sink::new(writer)), replies: replies(reader, config.bounds.message_bytes), offer: None })
 }
 
 /// A new connection to a receiver, which has proven that it is one of ours.
-pub(crate) async fn dial(config: &TransferConfig, address: &str) -> Result<TcpStream, String> {
-    let mut stream = open(address).await?;
-    if let Some(secret) = &config.secret {
-        let proven = secret.connect(&mut stream, Port::Kv, config.instance.as_str()).await;
-        proven.map_err(|error| error.to_string())?;
-    }
-    Ok(stream)
+pub(crate) async fn dial(config: &TransferConfig, address: &str, port: Port) -> Result<PeerStream, String> {
+    let stream = open(address).await?;
+    let proven = config.credentials.connect(stream, Role::Decode, port, config.instance.as_str()).await;
+    proven.map_err(|error| error.to_string())
 }
 
 /// Connects, and says nothing yet.
-pub(crate) async fn open(address: &str) -> Result<TcpStream, String> {
+async fn open(address: &str) -> Result<TcpStream, String> {
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| format!("no answer in {} ms", CONNECT_TIMEOUT.as_millis()))?;
     let stream = stream.map_err(|error| error.to_string())?;
@@ -66,12 +60,12 @@ fn tune(stream: &TcpStream) {
 
 /// Writes frames, payload behind its header without copying it.
 pub(crate) struct Sink {
-    writer: OwnedWriteHalf,
+    writer: PeerWriter,
     head: Vec<u8>,
 }
 
 impl Sink {
-    pub(crate) fn new(writer: OwnedWriteHalf) -> Self {
+    pub(crate) fn new(writer: PeerWriter) -> Self {
         Self { writer, head: Vec::new() }
     }
 }
@@ -82,7 +76,8 @@ impl FrameSink for Sink {
             self.head.clear();
             encode(&KvFrame { body: Some(frame), payload: Default::default() }, &mut self.head);
             let mut bytes = Buf::chain(self.head.as_slice(), payload.as_slice());
-            self.writer.write_all_buf(&mut bytes).await.map_err(|error| error.to_string())
+            self.writer.write_all_buf(&mut bytes).await.map_err(|error| error.to_string())?;
+            self.writer.flush().await.map_err(|error| error.to_string())
         }
         .boxed()
     }
@@ -94,10 +89,11 @@ pub(crate) fn encode(message: &impl Message, out: &mut Vec<u8>) {
     out.extend_from_slice(&message.encode_to_vec());
 }
 
-/// Reads one message; None at a clean end.
+/// Reads one message of at most `bytes_max`; None at a clean end.
 async fn decode<M: Message + Default>(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
+    bytes_max: usize,
 ) -> Result<Option<M>, String> {
     let mut length = [0; 4];
     match reader.read_exact(&mut length).await {
@@ -106,8 +102,8 @@ async fn decode<M: Message + Default>(
         Err(error) => return Err(error.to_string()),
     }
     let length = u32::from_le_bytes(length) as usize;
-    if length > MESSAGE_BYTES_MAX {
-        return Err(format!("a message of {length} bytes, at most {MESSAGE_BYTES_MAX} are read"));
+    if length > bytes_max {
+        return Err(format!("a message of {length} bytes, at most {bytes_max} are read"));
     }
     buffer.resize(length, 0);
     reader.read_exact(buffer).await.map_err(|error| error.to_string())?;
@@ -115,10 +111,10 @@ async fn decode<M: Message + Default>(
 }
 
 /// The replies that come back on a connection, until it ends.
-pub(crate) fn replies(reader: OwnedReadHalf) -> BoxStream<'static, Result<KvReply, String>> {
+pub(crate) fn replies(reader: PeerReader, bytes_max: usize) -> BoxStream<'static, Result<KvReply, String>> {
     let state = (BufReader::new(reader), Vec::new());
-    futures::stream::unfold(state, |(mut reader, mut buffer)| async move {
-        let reply = decode::<KvReply>(&mut reader, &mut buffer).await.transpose()?;
+    futures::stream::unfold(state, move |(mut reader, mut buffer)| async move {
+        let reply = decode::<KvReply>(&mut reader, &mut buffer, bytes_max).await.transpose()?;
         Some((reply, (reader, buffer)))
     })
     .boxed()
@@ -139,7 +135,8 @@ pub(crate) async fn listen(
 }
 
 async fn accept(registry: Arc<Registry>, listener: TcpListener, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections_max = registry.config.bounds.connections;
+    let places = Arc::new(Semaphore::new(connections_max));
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -151,7 +148,7 @@ async fn accept(registry: Arc<Registry>, listener: TcpListener, stop: Cancellati
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, limit = CONNECTIONS_MAX, "kv connection closed: too many");
+            tracing::warn!(%peer, limit = connections_max, "kv connection closed: too many");
             continue;
         };
         let (registry, stop) = (registry.clone(), stop.clone());
@@ -162,14 +159,12 @@ async fn accept(registry: Arc<Registry>, listener: TcpListener, stop: Cancellati
     }
 }
 
-async fn serve_stream(registry: Arc<Registry>, mut stream: TcpStream, peer: SocketAddr) {
+async fn serve_stream(registry: Arc<Registry>, stream: TcpStream, peer: SocketAddr) {
     tune(&stream);
-    if !registry.admit(&mut stream, peer).await {
-        return;
-    }
+    let Some(stream) = registry.admit(stream, peer).await else { return };
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(REPLIES_MAX);
-    let source = Source::new(reader);
+    let source = Source::new(reader, registry.config.bounds.message_bytes);
     let served = CancellationToken::new();
     let writing = write_replies(writer, receiver, served.clone());
     tokio::pin!(writing);
@@ -184,7 +179,7 @@ async fn serve_stream(registry: Arc<Registry>, mut stream: TcpStream, peer: Sock
 }
 
 /// Carries replies until the connection breaks, or until `served`, when it sends what is waiting and ends.
-async fn write_replies(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<KvReply>, served: CancellationToken) {
+async fn write_replies(mut writer: PeerWriter, mut replies: mpsc::Receiver<KvReply>, served: CancellationToken) {
     let (mut batch, mut bytes) = (Vec::new(), Vec::new());
     loop {
         tokio::select! {
@@ -194,7 +189,7 @@ async fn write_replies(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<K
         }
         bytes.clear();
         batch.drain(..).for_each(|reply| encode(&reply, &mut bytes));
-        if writer.write_all(&bytes).await.is_err() {
+        if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
             return;
         }
     }
@@ -204,14 +199,16 @@ async fn write_replies(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<K
 pub(crate) struct Source<R> {
     reader: BufReader<R>,
     message: Vec<u8>,
+    message_bytes_max: usize,
     /// The last payload; grows to the largest piece admitted.
     payload: Vec<u8>,
     shared: Option<shm::Shared>,
 }
 
 impl<R: AsyncRead + Unpin> Source<R> {
-    pub(crate) fn new(reader: R) -> Self {
-        Self { reader: BufReader::new(reader), message: Vec::new(), payload: Vec::new(), shared: None }
+    pub(crate) fn new(reader: R, message_bytes_max: usize) -> Self {
+        let reader = BufReader::new(reader);
+        Self { reader, message: Vec::new(), message_bytes_max, payload: Vec::new(), shared: None }
     }
 }
 
@@ -229,7 +226,7 @@ impl<R: AsyncRead + Unpin + Send> FrameSource for Source<R> {
 
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
         async {
-            match decode::<KvFrame>(&mut self.reader, &mut self.message).await? {
+            match decode::<KvFrame>(&mut self.reader, &mut self.message, self.message_bytes_max).await? {
                 Some(KvFrame { body: Some(body), .. }) => Ok(Some(body)),
                 Some(_) => Err("a frame of a kind that we do not know".to_owned()),
                 None => Ok(None),

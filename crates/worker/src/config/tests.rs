@@ -98,7 +98,8 @@ fn a_secret_opens_the_port_to_other_machines() {
     std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
     let flag = format!("--cluster-secret-file={}", file.path().display());
     let config = decide(Role::Prefill, &["--port=1", "--host=0.0.0.0", &flag]).unwrap();
-    assert!(config.secret.is_some() && config.transfer(1, "m").secret == config.secret);
+    assert!(config.credentials.secret.is_some());
+    assert_eq!(config.transfer(1, "m").credentials.secret, config.credentials.secret);
     std::fs::write(file.path(), "short").unwrap();
     let error = decide(Role::Prefill, &["--port=1", "--host=0.0.0.0", &flag]).unwrap_err();
     assert!(error.contains("--cluster-secret-file") && error.contains("5 bytes"), "{error}");

@@ -7,6 +7,8 @@ mod attempt;
 mod connection;
 mod load;
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

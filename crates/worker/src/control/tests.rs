@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use kv::{BlockPool, Owner, Phase};
 use net::TcpListener;
-use proto::ClusterSecret;
 use proto::control::worker_client::WorkerClient;
 use proto::control::{
     Cancel, FailCode, Generate, Load, Ping, Reserve, Tokens, scheduler_message as outbound, worker_message::Body,
@@ -58,20 +57,19 @@ impl Planner for AllAtOnce {
 const SIZE: Size = Size { blocks: 64, block_size: 8, max_num_seqs: 16, max_num_batched_tokens: 64 };
 
 /// A worker on a free port.
-struct Rig {
+pub(super) struct Rig {
     control: Control<Simple>,
     pool: BlockPool,
     engine: EngineHandle,
-    address: String,
+    pub(super) address: String,
 }
 
 impl Rig {
     async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_as(fake::config(Role::Decode, "decode-0", &[])).await
     }
 
-    async fn start_with(secret: Option<ClusterSecret>) -> Self {
-        let config = crate::Config { secret: secret.clone(), ..fake::config(Role::Decode, "decode-0", &[]) };
+    pub(super) async fn start_as(config: crate::Config) -> Self {
         let Loaded { config, engine, pool, model, limits, .. } =
             fake::loaded(config, SIZE, Box::new(AllAtOnce)).unwrap();
         let (instance, table_hash) = ("decode-0".into(), "table".into());
@@ -166,7 +164,7 @@ impl Scheduler {
     }
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello {
         protocol: proto::PROTOCOL,
         table_hash: "table".into(),
@@ -179,7 +177,7 @@ fn key(request: &str, epoch: u32) -> RequestKey {
     RequestKey { request: request.into(), epoch }
 }
 
-fn refusal(body: Option<Body>) -> String {
+pub(super) fn refusal(body: Option<Body>) -> String {
     match body {
         Some(Body::Welcome(welcome)) => welcome.refusal,
         other => panic!("{other:?}"),
@@ -357,35 +355,4 @@ async fn a_dropped_job_is_cancelled() {
     while rig.engine.stats().queue.running > 0 {
         changes.changed().await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn with_a_secret_strangers_see_health_and_nothing_else() {
-    let secret = |text: &str| ClusterSecret::new(text, "test").unwrap();
-    let (ours, theirs) = (secret("0123456789abcdef"), secret("fedcba9876543210"));
-    let rig = Rig::start_with(Some(ours.clone())).await;
-    let address = rig.address.trim_start_matches("http://").to_owned();
-    let stranger = WorkerClient::connect(rig.address.clone()).await.unwrap().control(tokio_stream::empty()).await;
-    let status = stranger.unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unauthenticated);
-    assert!(status.message().contains("PDSERVE_CLUSTER_SECRET"), "{status}");
-    for (path, expected) in [("/health", "200 OK"), ("/metrics", "200 OK")] {
-        assert!(get(&address, path).await.starts_with(&format!("HTTP/1.1 {expected}")), "{path}");
-    }
-    for (secret, served) in [(theirs, false), (ours, true)] {
-        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-        let proven = secret.connect(&mut stream, proto::Port::Worker, "scheduler").await;
-        assert_eq!(proven.is_ok(), served, "{proven:?}");
-    }
-}
-
-/// A plain HTTP answer, with its head.
-async fn get(address: &str, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
 }

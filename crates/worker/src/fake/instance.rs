@@ -34,7 +34,8 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
         advertise: Ipv4Addr::LOCALHOST.into(),
         kv_port: 0,
         transports: transports.to_vec(),
-        secret: None,
+        credentials: Default::default(),
+        port: crate::server::port_bounds(),
     }
 }
 

@@ -9,6 +9,7 @@ use hyper::client::conn::http1;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -24,6 +25,8 @@ pub(crate) struct Open {
     response: Response<Incoming>,
     connection: JoinHandle<()>,
     unread: String,
+    /// Comment lines so far.
+    pub(crate) comments: usize,
 }
 
 impl Drop for Open {
@@ -43,13 +46,20 @@ impl Answer {
 }
 
 pub(crate) async fn open(address: SocketAddr, request: Request<Full<Bytes>>) -> Open {
-    let stream = TcpStream::connect(address).await.unwrap();
+    open_on(TcpStream::connect(address).await.unwrap(), request).await
+}
+
+/// On a connection of the caller's.
+pub(crate) async fn open_on(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Open {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(async move {
         let _ = connection.await;
     });
     let response = sender.send_request(request).await.unwrap();
-    Open { status: response.status().as_u16(), response, connection, unread: String::new() }
+    Open { status: response.status().as_u16(), response, connection, unread: String::new(), comments: 0 }
 }
 
 impl Open {
@@ -58,6 +68,10 @@ impl Open {
         loop {
             if let Some(end) = self.unread.find("\n\n") {
                 let event: String = self.unread.drain(..end + 2).collect();
+                if event.starts_with(':') {
+                    self.comments += 1;
+                    continue;
+                }
                 return Some(event.trim().strip_prefix("data: ").unwrap_or_else(|| panic!("{event:?}")).to_owned());
             }
             let frame = self.response.body_mut().frame().await?;

@@ -9,24 +9,26 @@
 //! and so tells a stranger nothing. What follows on the connection is neither encrypted nor signed.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::{AuthError, SetupError};
+
 /// Holds the secret itself; a file with it can be named by a flag instead.
 pub const SECRET_VARIABLE: &str = "PDSERVE_CLUSTER_SECRET";
-/// First byte of an authenticated connection; no HTTP request begins with it.
-pub const MARK_START: u8 = MARK[0];
+/// First byte of a connection that proves the secret; no HTTP request begins with it.
+pub(crate) const MARK_START: u8 = MARK[0];
 
 const MARK: [u8; 8] = *b"\x01pdauth1";
 const NAME_BYTES: usize = 64;
 const NONCE_BYTES: usize = 32;
 /// Shortest secret taken: `openssl rand -hex 16` gives 32 characters.
-const SECRET_BYTES_MIN: usize = 16;
-const SECRET_BYTES_MAX: u64 = 4096;
-/// For the whole exchange.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const SECRET_BYTES_MIN: usize = 16;
+pub(crate) const SECRET_BYTES_MAX: u64 = 4096;
+/// For a peer to prove itself, whatever the way.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all processes of a cluster know and nobody else. Never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,32 +43,6 @@ pub enum Port {
     Kv = 2,
 }
 
-/// A secret that cannot be used. No text holds any of it.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    #[error("--cluster-secret-file {}: {reason}", path.display())]
-    File { path: PathBuf, reason: String },
-    #[error(
-        "{place}: {found} bytes, expected {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}; `openssl rand -hex 32` makes one"
-    )]
-    Length { place: String, found: usize },
-}
-
-/// Why a peer is refused, or refuses us.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AuthError {
-    #[error("no cluster secret offered; give all roles the same {SECRET_VARIABLE} or --cluster-secret-file")]
-    NoMark,
-    #[error("not the same cluster secret; give all roles the same {SECRET_VARIABLE} or --cluster-secret-file")]
-    Proof,
-    #[error(
-        "closed while the cluster secret was proven: the other side has none or another one; give all roles the same {SECRET_VARIABLE} or --cluster-secret-file"
-    )]
-    Closed,
-    #[error("the cluster secret was not proven within {} s", TIMEOUT.as_secs())]
-    Late,
-}
-
 impl fmt::Debug for ClusterSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClusterSecret(hidden)")
@@ -78,10 +54,10 @@ impl ClusterSecret {
     ///
     /// # Errors
     /// `Length` when it is too short to be one, or too long.
-    pub fn new(text: &str, place: impl Into<String>) -> Result<Self, SecretError> {
+    pub fn new(text: &str, place: impl Into<String>) -> Result<Self, SetupError> {
         let text = text.trim();
         if text.len() < SECRET_BYTES_MIN || text.len() as u64 > SECRET_BYTES_MAX {
-            return Err(SecretError::Length { place: place.into(), found: text.len() });
+            return Err(SetupError::SecretLength { place: place.into(), found: text.len() });
         }
         Ok(Self(blake3::derive_key("pdserve 2026 cluster secret", text.as_bytes())))
     }
@@ -90,12 +66,12 @@ impl ClusterSecret {
     ///
     /// # Errors
     /// The file cannot be read, or what was found is no secret.
-    pub fn load(file: Option<&Path>) -> Result<Option<Self>, SecretError> {
+    pub fn load(file: Option<&Path>) -> Result<Option<Self>, SetupError> {
         let Some(path) = file else {
             let text = std::env::var(SECRET_VARIABLE).ok().filter(|text| !text.trim().is_empty());
             return text.map(|text| Self::new(&text, SECRET_VARIABLE)).transpose();
         };
-        let failed = |reason: String| SecretError::File { path: path.to_owned(), reason };
+        let failed = |reason: String| SetupError::SecretFile { path: path.to_owned(), reason };
         let bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
         if bytes > SECRET_BYTES_MAX {
             return Err(failed(format!("{bytes} bytes, at most {SECRET_BYTES_MAX}")));
@@ -108,47 +84,41 @@ impl ClusterSecret {
     ///
     /// # Errors
     /// See [`AuthError`]; the connection is of no use then.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         port: Port,
         me: &str,
     ) -> Result<String, AuthError> {
-        within(async {
-            let (client, nonce) = (name(me), rand::random::<[u8; NONCE_BYTES]>());
-            send(stream, &[&MARK[..], &client, &nonce].concat()).await?;
-            let (server, server_nonce) = (receive(stream).await?, receive(stream).await?);
-            let said = Said { port, client, server, nonces: [nonce, server_nonce] };
-            send(stream, self.proof(CLIENT, &said).as_bytes()).await?;
-            self.check(SERVER, &said, receive(stream).await?)?;
-            Ok(shown(&server))
-        })
-        .await
+        let (client, nonce) = (name(me), rand::random::<[u8; NONCE_BYTES]>());
+        send(stream, &[&MARK[..], &client, &nonce].concat()).await?;
+        let (server, server_nonce) = (receive(stream).await?, receive(stream).await?);
+        let said = Said { port, client, server, nonces: [nonce, server_nonce] };
+        send(stream, self.proof(CLIENT, &said).as_bytes()).await?;
+        self.check(SERVER, &said, receive(stream).await?)?;
+        Ok(shown(&server))
     }
 
     /// The side that listens: the peer proves itself first. Returns the peer's name.
     ///
     /// # Errors
     /// See [`AuthError`]; nothing the peer sends after is to be read.
-    pub async fn accept(
+    pub(crate) async fn accept(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         port: Port,
         me: &str,
     ) -> Result<String, AuthError> {
-        within(async {
-            if receive(stream).await? != MARK {
-                return Err(AuthError::NoMark);
-            }
-            let (client, nonce) = (receive(stream).await?, receive(stream).await?);
-            let (server, server_nonce) = (name(me), rand::random::<[u8; NONCE_BYTES]>());
-            send(stream, &[&server[..], &server_nonce].concat()).await?;
-            let said = Said { port, client, server, nonces: [nonce, server_nonce] };
-            self.check(CLIENT, &said, receive(stream).await?)?;
-            send(stream, self.proof(SERVER, &said).as_bytes()).await?;
-            Ok(shown(&client))
-        })
-        .await
+        if receive(stream).await? != MARK {
+            return Err(AuthError::NoMark);
+        }
+        let (client, nonce) = (receive(stream).await?, receive(stream).await?);
+        let (server, server_nonce) = (name(me), rand::random::<[u8; NONCE_BYTES]>());
+        send(stream, &[&server[..], &server_nonce].concat()).await?;
+        let said = Said { port, client, server, nonces: [nonce, server_nonce] };
+        self.check(CLIENT, &said, receive(stream).await?)?;
+        send(stream, self.proof(SERVER, &said).as_bytes()).await?;
+        Ok(shown(&client))
     }
 
     fn proof(&self, speaker: u8, said: &Said) -> blake3::Hash {
@@ -172,10 +142,6 @@ struct Said {
     client: [u8; NAME_BYTES],
     server: [u8; NAME_BYTES],
     nonces: [[u8; NONCE_BYTES]; 2],
-}
-
-async fn within<T>(exchange: impl Future<Output = Result<T, AuthError>>) -> Result<T, AuthError> {
-    tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or(Err(AuthError::Late))
 }
 
 async fn send(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), AuthError> {
