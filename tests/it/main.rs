@@ -1,6 +1,10 @@
 //! All integration tests, one binary: a module says what belongs in it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+/// What hostile clients do to real processes.
+mod abuse;
+/// `docs/bounds.md` against the tables of bounds.
+mod bounds;
 /// `deploy/` and `docs/` against the binaries: flags, variables, commands, the start script.
 mod deploy_flags;
 /// Real clusters whose workers die or freeze in the middle.

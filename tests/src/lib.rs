@@ -6,6 +6,7 @@ mod client;
 mod oracle;
 mod process_cluster;
 mod random_model;
+pub mod raw_h2;
 pub mod workers;
 
 pub use client::{Client, Reply, Streamed};

@@ -23,11 +23,20 @@ pub struct ProcessCluster {
 impl ProcessCluster {
     /// Starts `binary up ARGS` on a free port and returns when it printed that it is ready. Panics with its output if it ends before.
     pub fn up(binary: &str, args: &[&str]) -> Self {
-        Self::up_in(binary, args, |_| {})
+        Self::start(binary, args, &[], |_| {})
     }
 
     /// The same in a run directory that is prepared first.
     pub fn up_in(binary: &str, args: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        Self::start(binary, args, &[], prepare)
+    }
+
+    /// The same with variables for all its processes.
+    pub fn up_with(binary: &str, args: &[&str], variables: &[(&str, String)]) -> Self {
+        Self::start(binary, args, variables, |_| {})
+    }
+
+    fn start(binary: &str, args: &[&str], variables: &[(&str, String)], prepare: impl FnOnce(&Path)) -> Self {
         let run_dir = TempDir::new().expect("a temporary directory");
         prepare(run_dir.path());
         let mut up = Command::new(binary)
@@ -36,6 +45,7 @@ impl ProcessCluster {
             .args(args)
             // Short prompts on an idle decode instance would not visit P at all, and the tests are about those that do.
             .env("PDSERVE_LOCAL_PREFILL", "never")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program starts");

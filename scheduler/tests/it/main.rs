@@ -4,6 +4,7 @@
 
 mod support;
 
+mod abuse; // what hostile clients do, by the ids of our scenarios
 mod api; // what clients send and get
 mod bounds; // clients that send or read too slowly
 mod cancel; // clients that leave, streams that stay
@@ -14,4 +15,5 @@ mod keys; // API keys and their limits
 mod plain; // USE_OPENAI=0
 mod readiness; // who is taken into the cluster, and what /ready says
 mod responses; // /v1/responses with items, calls and stored answers
+mod tls; // HTTPS, and certificates that change
 mod tools; // calls and thoughts in chat answers
