@@ -415,6 +415,85 @@ mod tests {
         check(LLAMA3, &[message("system", ""), call], &options, expected);
     }
 
+    /// What templates of Hermes' kind (Qwen2.5, Qwen3) do with tools, calls, results and thoughts.
+    const HERMES: &str = r#"{%- if tools %}
+    {{- '<|im_start|>system\n<tools>' }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\n</tools><|im_end|>\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if message.reasoning_content is string %}
+            {{- '<think>\n' + message.reasoning_content.strip('\n') + '\n</think>\n\n' }}
+        {%- endif %}
+        {%- if message.content %}
+            {{- message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\n<tool_call>\n{"name": "' ~ tool_call.name ~ '", "arguments": ' }}
+            {%- if tool_call.arguments is string %}{{- tool_call.arguments }}{%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"#;
+
+    #[test]
+    fn a_conversation_with_calls_and_thoughts() {
+        let extra = |json: Value| json.as_object().unwrap().clone();
+        let call = |name: &str, arguments: Value| json!({ "id": "1", "type": "function", "function": { "name": name, "arguments": arguments } });
+        let calls = json!([call("f", json!({ "z": "é", "a": [1] })), call("g", json!({}))]);
+        let called = Message {
+            role: "assistant".into(),
+            content: None,
+            extra: extra(json!({ "reasoning_content": "Hm.", "tool_calls": calls })),
+        };
+        let talk = [message("user", "Hi"), called, message("tool", "7"), message("tool", "8")];
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            tools: Some(json!([{ "type": "function", "function": { "name": "f" } }])),
+            variables: extra(json!({ "enable_thinking": false })),
+            ..RenderOptions::default()
+        };
+        let expected = concat!(
+            "<|im_start|>system\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools><|im_end|>\n",
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\nHm.\n</think>\n\n",
+            "\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": \"é\", \"a\": [1]}}\n</tool_call>",
+            "\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n",
+            "<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n",
+            "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        );
+        check(HERMES, &talk, &options, expected);
+        let template = template(HERMES);
+        assert_eq!(template.tool_format(), Some(crate::ToolFormat::Hermes));
+        assert_eq!(template.reasoning_format(), Some(crate::ReasoningFormat::Qwen3));
+        assert_eq!(super::tests::template(LLAMA3).tool_format(), Some(crate::ToolFormat::Llama3Json));
+        assert_eq!(super::tests::template(CHATML).tool_format(), None);
+    }
+
     #[test]
     fn python_words_methods_and_variables() {
         let options = RenderOptions {
