@@ -30,6 +30,7 @@ fn engine_config(model: &str, shape: Shape) -> EngineConfig {
         threads: 1,
         block_size: shape.block_size,
         quantization: None,
+        pack_cache: None,
         kv_dtype: None,
         kv_bytes: Some(4 << 20),
         max_model_len: None,

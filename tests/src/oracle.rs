@@ -28,6 +28,7 @@ impl Oracle {
             threads: 1,
             block_size: 16,
             quantization,
+            pack_cache: None,
             kv_dtype: None,
             kv_bytes: Some(64 << 20),
             max_model_len: None,

@@ -19,6 +19,8 @@ pub struct EngineConfig {
     pub block_size: u32,
     /// Weights are packed into fewer bits at load; `None`: used as they are stored.
     pub quantization: Option<Quantization>,
+    /// Directory in which packed weights are kept and shared; `None`: packed anew at each load, into memory of this process.
+    pub pack_cache: Option<PathBuf>,
     /// `None`: bf16 for bf16 weights, else f32.
     pub kv_dtype: Option<KvDtype>,
     /// Bytes for KV over all ranks. `None`: what the sequences may need, at most a quarter of the memory available.

@@ -1,6 +1,7 @@
 //! The CPU backend: one rank as a group of threads over mapped or packed weights.
 
 mod linear;
+mod packs;
 
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use crate::plan::{PlanRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
-pub(crate) use linear::PackedSoFar;
 use linear::{CpuMatrix, Product, bits, products};
+pub(crate) use packs::{PackPlace, PackedSoFar, Packs};
 
 pub(crate) struct Cpu {
     isa: Isa,
@@ -28,7 +29,7 @@ pub(crate) struct Cpu {
     hidden: usize,
     ranks: usize,
     quantization: Option<Quantization>,
-    packed: PackedSoFar,
+    packs: Packs,
     values: Values,
 }
 
@@ -60,11 +61,13 @@ pub(crate) struct CpuRank<'a> {
     pub(crate) rank: usize,
     pub(crate) ranks: usize,
     pub(crate) quantization: Option<Quantization>,
+    /// Where the packed weights are shared.
+    pub(crate) pack_place: Option<PackPlace>,
 }
 
 impl Cpu {
     pub(crate) fn new(rank: CpuRank<'_>) -> Self {
-        let CpuRank { config, isa, pool, arena, all_reduce, rank, ranks, quantization } = rank;
+        let CpuRank { config, isa, pool, arena, all_reduce, rank, ranks, quantization, pack_place } = rank;
         Self {
             isa,
             pool,
@@ -82,7 +85,7 @@ impl Cpu {
             hidden: config.hidden_size,
             ranks,
             quantization,
-            packed: PackedSoFar::default(),
+            packs: Packs::new(pack_place),
             values: Values::default(),
         }
     }
@@ -93,8 +96,8 @@ impl Cpu {
     }
 
     /// What loading packed.
-    pub(crate) fn packed(&self) -> PackedSoFar {
-        self.packed
+    pub(crate) fn packs(&mut self) -> &mut Packs {
+        &mut self.packs
     }
 
     /// `h += sum over ranks of delta`, plus the bias.
@@ -131,7 +134,7 @@ impl Backend for Cpu {
             Part::Inputs => Segments::of_rank(matrix.whole_cols(), self.rank, self.ranks),
             Part::Table | Part::Outputs | Part::Head => Segments::whole(matrix.whole_cols()),
         };
-        CpuMatrix::load(self.isa, &self.pool, matrix, segments, bits(self.quantization, part), &mut self.packed)
+        CpuMatrix::load(self.isa, &self.pool, matrix, segments, bits(self.quantization, part), &mut self.packs)
     }
 
     fn load_vector(&mut self, vector: Vec<f32>) -> Result<Vec<f32>, Error> {

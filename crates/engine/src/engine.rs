@@ -8,7 +8,7 @@ use kv::{BlockId, KvDtype, KvLayout, KvStore};
 use parking_lot::Mutex;
 use types::{Limits, ModelIdentity, SampledToken, TokenId};
 
-use crate::cpu::{Cpu, CpuRank, PackedSoFar};
+use crate::cpu::{Cpu, CpuRank, PackPlace, PackedSoFar};
 use crate::models::ModelConfig;
 use crate::models::decoder::{Decoder, part};
 use crate::plan::{Bounds, StepPlan};
@@ -169,10 +169,19 @@ impl Engine {
     }
 }
 
+/// Where a rank's packed weights are shared, if they are.
+fn pack_place(config: &EngineConfig, model: &ModelConfig, weights: &Weights, rank: usize) -> Option<PackPlace> {
+    let (quantization, dir) = (config.quantization?, config.pack_cache.as_deref()?);
+    let digest = identity::digest(model, weights);
+    let ranks = config.tensor_parallel_size;
+    Some(PackPlace::new(dir, &format!("{digest} {} {quantization} rank {rank} of {ranks}", weights.stamp())))
+}
+
 /// What packing came to over all ranks.
 fn packed(config: &EngineConfig, ranks: &[Mutex<Rank>]) -> Option<PackedWeights> {
     let quantization = config.quantization?;
-    let all = ranks.iter().map(|rank| rank.lock().backend.packed()).fold(PackedSoFar::default(), PackedSoFar::and);
+    let all =
+        ranks.iter().map(|rank| rank.lock().backend.packs().so_far).fold(PackedSoFar::default(), PackedSoFar::and);
     Some(PackedWeights { quantization, bytes: all.bytes, error: all.error() })
 }
 
@@ -274,19 +283,27 @@ fn build_ranks(
     let all_reduce = Arc::new(AllReduce::new(count));
     let mut ranks = Vec::with_capacity(count);
     for (rank, (pool, arena)) in pools.iter().zip(&arenas).enumerate() {
-        let (pool, arena, all_reduce) = (Arc::clone(pool), Arc::clone(arena), Arc::clone(&all_reduce));
-        let mut backend = Cpu::new(CpuRank {
-            config: model,
-            isa,
-            pool,
-            arena,
-            all_reduce,
-            rank,
-            ranks: count,
-            quantization: config.quantization,
-        });
-        let decoder = Decoder::load(model, weights, rank, count, &mut backend)?;
-        ranks.push(Mutex::new(Rank { backend, decoder }));
+        let build = || {
+            let mut backend = Cpu::new(CpuRank {
+                config: model,
+                isa,
+                pool: Arc::clone(pool),
+                arena: Arc::clone(arena),
+                all_reduce: Arc::clone(&all_reduce),
+                rank,
+                ranks: count,
+                quantization: config.quantization,
+                pack_place: pack_place(config, model, weights, rank),
+            });
+            let decoder = Decoder::load(model, weights, rank, count, &mut backend)?;
+            Ok::<_, Error>(Rank { backend, decoder })
+        };
+        let mut built = build()?;
+        if built.backend.packs().save()? {
+            // What other instances map, too, takes the place of what only this one has.
+            built = build()?;
+        }
+        ranks.push(Mutex::new(built));
     }
     Ok((ranks, SharedParts { arenas, all_reduce, pool: Arc::clone(&pools[0]) }))
 }

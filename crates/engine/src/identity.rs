@@ -34,7 +34,7 @@ pub(crate) fn identity(
 }
 
 /// Over the facts that decide the arithmetic, and every tensor's name, dtype, shape and both ends.
-fn digest(config: &ModelConfig, weights: &Weights) -> String {
+pub(crate) fn digest(config: &ModelConfig, weights: &Weights) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("pdserve model digest, version 1");
     let family = config.family;
     let facts = format!(

@@ -3,6 +3,7 @@
 //! Files are mapped and their headers checked; a tensor's bytes are first read when they are used.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(crate) struct Weights {
     tensors: BTreeMap<String, Stored>,
     /// Bytes of all files.
     bytes: u64,
+    /// Length and time of change of each file.
+    stamp: String,
 }
 
 /// Where a tensor lies.
@@ -54,7 +57,7 @@ impl Weights {
         } else {
             (single, BTreeSet::from(["model.safetensors".to_owned()]))
         };
-        let mut weights = Self { path, tensors: BTreeMap::new(), bytes: 0 };
+        let mut weights = Self { path, tensors: BTreeMap::new(), bytes: 0, stamp: String::new() };
         for file in files {
             weights.add_file(&dir.join(file))?;
         }
@@ -63,6 +66,9 @@ impl Weights {
 
     fn add_file(&mut self, path: &Path) -> Result<(), Error> {
         let file = MappedFile::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+        let changed = changed.map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let _ = write!(self.stamp, "{} {changed:?};", file.bytes().len());
         let (file, path): (_, Arc<Path>) = (Arc::new(file), path.into());
         let malformed =
             |error| Error::Malformed { path: path.to_path_buf(), reason: format!("not safetensors: {error}") };
@@ -82,6 +88,11 @@ impl Weights {
     /// Bytes of all files.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Changes with the files, which the model's digest only samples.
+    pub(crate) fn stamp(&self) -> &str {
+        &self.stamp
     }
 
     /// Lets go of the files' pages in memory: what was packed is not read again.

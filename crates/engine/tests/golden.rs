@@ -40,6 +40,7 @@ fn load(case: &Path, kv_dtype: Option<KvDtype>) -> (Engine, BlockPool) {
         threads: 2,
         block_size: 16,
         quantization: None,
+        pack_cache: None,
         kv_dtype,
         kv_bytes: Some(8 << 20),
         max_model_len: Some(256),

@@ -44,6 +44,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "METHOD")]
     pub quantization: Option<String>,
 
+    /// Keep packed weights in this directory: the next start maps them, and instances of one host share the memory. Needs
+    /// --quantization.
+    #[arg(long, value_name = "DIR", requires = "quantization")]
+    pub pack_cache: Option<PathBuf>,
+
     /// Tokens per KV block: a multiple of 8 from 8 to 128. P and D may differ.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub block_size: u32,

@@ -145,6 +145,7 @@ fn engine_config(args: &WorkerArgs, tensor_parallel_size: usize) -> Result<Engin
         threads: args.threads.unwrap_or(0) as usize,
         block_size: args.block_size,
         quantization,
+        pack_cache: args.pack_cache.clone(),
         kv_dtype,
         kv_bytes: args.kv_cache_memory,
         max_model_len: args.max_model_len,

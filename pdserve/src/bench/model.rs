@@ -302,6 +302,7 @@ mod tests {
                 threads: 1,
                 block_size: 16,
                 quantization: None,
+                pack_cache: None,
                 kv_dtype: None,
                 kv_bytes: None,
                 max_model_len: Some(64),

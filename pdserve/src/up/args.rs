@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Pack the weights at load: int8 (half the memory of bf16, decode nearly twice as fast) or int4 (a third; texts change a little)
     #[arg(long, value_name = "METHOD")]
     pub(super) quantization: Option<String>,
+    /// Keep packed weights in this directory: all workers map and share one copy, and the next start is quick
+    #[arg(long, value_name = "DIR", requires = "quantization")]
+    pub(super) pack_cache: Option<PathBuf>,
     /// KV element type: auto, bf16 or f32
     #[arg(long, value_name = "TYPE")]
     pub(super) kv_cache_dtype: Option<String>,

@@ -223,6 +223,7 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize) 
     flag(&mut list, "block-size", args.block_size);
     flag(&mut list, "kv-cache-memory", args.kv_cache_memory.as_ref());
     flag(&mut list, "quantization", args.quantization.as_ref());
+    flag(&mut list, "pack-cache", args.pack_cache.as_ref().map(|dir| dir.display()));
     flag(&mut list, "kv-cache-dtype", args.kv_cache_dtype.as_ref());
     flag(&mut list, "kv-transports", args.kv_transports.as_ref());
     flag(&mut list, "cluster-tls-dir", tls_dir(args, &worker.role.to_string()));

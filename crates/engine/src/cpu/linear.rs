@@ -2,6 +2,7 @@
 
 use kernels::{Bits, Groups, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView};
 
+use super::packs::Packs;
 use crate::backend::Part;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
@@ -12,31 +13,6 @@ pub(crate) enum CpuMatrix {
     Packed(QuantizedMatrix),
 }
 
-/// What packing came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PackedSoFar {
-    pub(crate) bytes: u64,
-    /// Over all packed weights: sum of bytes times squared relative error, to take the mean of.
-    weighted_error: f64,
-}
-
-impl PackedSoFar {
-    fn add(&mut self, matrix: &QuantizedMatrix) {
-        self.bytes += matrix.bytes() as u64;
-        self.weighted_error += matrix.bytes() as f64 * matrix.error().powi(2);
-    }
-
-    /// What two ranks packed.
-    pub(crate) fn and(self, other: Self) -> Self {
-        Self { bytes: self.bytes + other.bytes, weighted_error: self.weighted_error + other.weighted_error }
-    }
-
-    /// Root mean square of what rounding changed, relative to the weights.
-    pub(crate) fn error(self) -> f64 {
-        if self.bytes == 0 { 0.0 } else { (self.weighted_error / self.bytes as f64).sqrt() }
-    }
-}
-
 impl CpuMatrix {
     /// Takes a matrix as it is stored, or packs it.
     pub(crate) fn load(
@@ -45,12 +21,12 @@ impl CpuMatrix {
         matrix: Matrix,
         segments: Segments,
         bits: Option<Bits>,
-        so_far: &mut PackedSoFar,
+        packs: &mut Packs,
     ) -> Result<Self, Error> {
-        let Some(bits) = bits else { return Ok(Self::Mapped { matrix, segments }) };
-        let packed = QuantizedMatrix::pack(isa, pool, &matrix.view(), Groups::new(bits, segments))?;
-        so_far.add(&packed);
-        Ok(Self::Packed(packed))
+        match bits {
+            None => Ok(Self::Mapped { matrix, segments }),
+            Some(bits) => packs.pack(isa, pool, &matrix.view(), Groups::new(bits, segments)).map(Self::Packed),
+        }
     }
 
     fn rows(&self) -> usize {

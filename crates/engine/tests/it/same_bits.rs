@@ -130,6 +130,44 @@ fn packing_shows_in_identity_and_memory() {
     assert_eq!(plain.memory().packed, None);
 }
 
+/// Packed weights in a file give the same bits; a damaged or foreign file is replaced.
+#[test]
+fn packed_weights_are_kept_in_a_file() {
+    let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    biased_llama(dir.path());
+    let plain = EngineConfig { quantization: Some(Quantization::Int8), tensor_parallel_size: 2, ..config(dir.path()) };
+    let expected = texts(&plain, 1000);
+    let cached = EngineConfig { pack_cache: Some(cache.path().to_owned()), ..plain.clone() };
+    let files = || {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(cache.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    assert_eq!(texts(&cached, 1000), expected, "written");
+    assert_eq!(files().len(), 2, "{:?}", files());
+    let sound: Vec<Vec<u8>> = files().iter().map(|file| std::fs::read(file).unwrap()).collect();
+    assert_eq!(texts(&cached, 1000), expected, "read");
+    let modified = |file: &PathBuf| std::fs::metadata(file).unwrap().modified().unwrap();
+    let before: Vec<_> = files().iter().map(modified).collect();
+    assert_eq!(texts(&cached, 1000), expected, "read again");
+    assert_eq!(files().iter().map(modified).collect::<Vec<_>>(), before, "a sound file is left alone");
+    for damage in
+        [&|bytes: &mut Vec<u8>| bytes[5000] ^= 1, &|bytes: &mut Vec<u8>| bytes.truncate(700), &|bytes: &mut Vec<u8>| {
+            bytes[20] ^= 1
+        }] as [&dyn Fn(&mut Vec<u8>); 3]
+    {
+        let mut bytes = sound[0].clone();
+        damage(&mut bytes);
+        std::fs::write(&files()[0], bytes).unwrap();
+        assert_eq!(texts(&cached, 1000), expected, "damaged");
+        let found: Vec<Vec<u8>> = files().iter().map(|file| std::fs::read(file).unwrap()).collect();
+        assert!(found == sound, "a damaged file is replaced");
+    }
+    texts(&EngineConfig { quantization: Some(Quantization::Int4), ..cached }, 1000);
+    assert_eq!(files().len(), 4, "another packing has files of its own");
+}
+
 #[test]
 fn choices_differ_and_a_resumed_choice_goes_on_as_it_would_have() {
     let (mut engine, pool) = load(&config(&golden("llama"))).unwrap();

@@ -21,6 +21,7 @@ pub(crate) fn config(dir: &Path) -> EngineConfig {
         threads: 2,
         block_size: 16,
         quantization: None,
+        pack_cache: None,
         kv_dtype: None,
         kv_bytes: Some(8 << 20),
         max_model_len: Some(256),

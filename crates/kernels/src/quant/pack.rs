@@ -12,24 +12,41 @@
 #![expect(unsafe_code, reason = "disjoint writes from several threads")]
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
 use memmap2::{Mmap, MmapMut};
 
 use super::{Bits, Groups, LANES, UNIT};
-use crate::Pool;
 use crate::matmul::WeightView;
 use crate::pool::SharedMut;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::{MappedFile, Pool};
 
 /// A packed matrix.
 #[derive(Clone, Debug)]
 pub struct QuantizedMatrix {
-    bytes: Arc<Mmap>,
+    memory: Memory,
     groups: Groups,
     rows: usize,
     error: f64,
+}
+
+/// Where the bytes of a packed matrix are.
+#[derive(Clone, Debug)]
+enum Memory {
+    Own(Arc<Mmap>),
+    File { file: Arc<MappedFile>, range: Range<usize> },
+}
+
+impl Memory {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Memory::Own(map) => map,
+            Memory::File { file, range } => &file.bytes()[range.clone()],
+        }
+    }
 }
 
 /// Memory for packed weights cannot be had.
@@ -66,7 +83,7 @@ impl QuantizedMatrix {
         let [lost, all] = errors.iter().fold([0.0; 2], |[lost, all], error| [lost + error[0], all + error[1]]);
         let bytes = map.make_read_only().map_err(|source| PackError { bytes, source })?;
         Ok(Self {
-            bytes: Arc::new(bytes),
+            memory: Memory::Own(Arc::new(bytes)),
             groups,
             rows: w.rows(),
             error: if all > 0.0 { (lost / all).sqrt() } else { 0.0 },
@@ -81,9 +98,17 @@ impl QuantizedMatrix {
         &self.groups
     }
 
-    /// Bytes of memory.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
+    /// Takes what [`QuantizedMatrix::bytes`] of such a matrix was from a file; `None` if the part is not in the file or has another
+    /// length.
+    pub fn map(file: Arc<MappedFile>, range: Range<usize>, rows: usize, groups: Groups, error: f64) -> Option<Self> {
+        let expected = rows.div_ceil(LANES) * (panel_bytes(&groups) + scale_bytes(&groups));
+        let is_there = file.bytes().get(range.clone()).is_some_and(|bytes| bytes.len() == expected.max(1));
+        is_there.then(|| Self { memory: Memory::File { file, range }, groups, rows, error })
+    }
+
+    /// The packed bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
     }
 
     /// Root mean square of what rounding changed, relative to that of the weights.
@@ -98,13 +123,13 @@ impl QuantizedMatrix {
     /// The values of a panel.
     pub(super) fn panel(&self, index: usize) -> &[u8] {
         let size = panel_bytes(&self.groups);
-        &self.bytes[index * size..(index + 1) * size]
+        &self.bytes()[index * size..(index + 1) * size]
     }
 
     /// The scales of a panel.
     pub(super) fn scales(&self, index: usize) -> &[u8] {
         let (start, size) = (self.panels() * panel_bytes(&self.groups), scale_bytes(&self.groups));
-        &self.bytes[start + index * size..start + (index + 1) * size]
+        &self.bytes()[start + index * size..start + (index + 1) * size]
     }
 }
 

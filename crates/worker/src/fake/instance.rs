@@ -24,6 +24,7 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
             threads: 1,
             block_size: 16,
             quantization: None,
+            pack_cache: None,
             kv_dtype: None,
             kv_bytes: None,
             max_model_len: None,

@@ -197,6 +197,7 @@ fn load(args: &Args, dir: &Path, model: &ModelConfig, cases: &[Case]) -> anyhow:
         threads: args.threads,
         block_size: args.block_size,
         quantization: args.quantization,
+        pack_cache: None,
         kv_dtype: args.kv_cache_dtype,
         kv_bytes: Some(blocks * u64::from(args.block_size) * token_bytes),
         // One more than is computed, so that no sampled token ends its sequence.
