@@ -22,8 +22,11 @@ const FOREIGN_FLAGS: [(&str, &[&str]); 8] = [
 ];
 
 /// Names in capitals that no binary reads.
-const FOREIGN_VARIABLES: [(&str, &str); 2] =
-    [("MODEL_DIR", "compose.yaml takes the model's directory from it"), ("NODE_IP", "a placeholder")];
+const FOREIGN_VARIABLES: [(&str, &str); 3] = [
+    ("MODEL_DIR", "compose.yaml takes the model's directory from it"),
+    ("NODE_IP", "a placeholder"),
+    ("TOOL_CALLS", "a token of Mistral's models"),
+];
 
 /// Variables that are no flags: `telemetry` reads the first two; a secret on a command line could be read by anyone.
 const LOG_VARIABLES: [&str; 3] = ["PDSERVE_LOG", "PDSERVE_LOG_FORMAT", scheduler::SECRET_VARIABLE];
