@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::{Engine, EngineConfig};
-use kv::BlockPool;
+use kv::{BlockPool, KvDtype};
 use tests::workers::Pair;
 use transfer::TransportKind;
 use types::{
@@ -15,9 +15,10 @@ struct Shape {
     block_size: u32,
     tensor_parallel_size: usize,
     max_num_batched_tokens: u32,
+    kv_dtype: Option<KvDtype>,
 }
 
-const SHAPE: Shape = Shape { block_size: 16, tensor_parallel_size: 1, max_num_batched_tokens: 256 };
+const SHAPE: Shape = Shape { block_size: 16, tensor_parallel_size: 1, max_num_batched_tokens: 256, kv_dtype: None };
 
 fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(model)
@@ -31,7 +32,7 @@ fn engine_config(model: &str, shape: Shape) -> EngineConfig {
         block_size: shape.block_size,
         quantization: None,
         pack_cache: None,
-        kv_dtype: None,
+        kv_dtype: shape.kv_dtype,
         kv_bytes: Some(4 << 20),
         max_model_len: None,
         max_num_seqs: 16,
@@ -56,8 +57,8 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn load(model: &str) -> Self {
-        let engine = Engine::load(&engine_config(model, SHAPE), &mut |_| {}).unwrap();
+    fn load(model: &str, kv_dtype: Option<KvDtype>) -> Self {
+        let engine = Engine::load(&engine_config(model, Shape { kv_dtype, ..SHAPE }), &mut |_| {}).unwrap();
         let limits = engine.limits();
         Self { pool: BlockPool::new(limits.blocks_total, limits.block_size), engine }
     }
@@ -90,7 +91,7 @@ impl Oracle {
 async fn beams_are_those_of_a_plain_search_in_one_process() {
     let chunks = Shape { max_num_batched_tokens: 16, block_size: 8, ..SHAPE };
     for (model, prefill, decode) in [("llama", SHAPE, chunks), ("qwen2", chunks, SHAPE)] {
-        let mut oracle = Oracle::load(model);
+        let mut oracle = Oracle::load(model, None);
         let mut pair = pair(model, prefill, decode, TransportKind::Inproc).await;
         let mut expected = Vec::new();
         let mut requests = Vec::new();
@@ -126,7 +127,7 @@ async fn beams_are_those_of_a_plain_search_in_one_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn vectors_are_those_of_one_process() {
     let chunks = Shape { max_num_batched_tokens: 16, block_size: 8, ..SHAPE };
-    let mut oracle = Oracle::load("qwen3");
+    let mut oracle = Oracle::load("qwen3", None);
     let mut pair = pair("qwen3", chunks, SHAPE, TransportKind::Inproc).await;
     // The second round finds the prompts in both caches.
     for round in 0..2 {
@@ -175,7 +176,7 @@ fn specs() -> Vec<GenerateSpec> {
 }
 
 async fn check(model: &str, prefill: Shape, decode: Shape, transport: TransportKind) {
-    let mut oracle = Oracle::load(model);
+    let mut oracle = Oracle::load(model, decode.kv_dtype);
     let mut pair = pair(model, prefill, decode, transport).await;
     let specs = specs();
     for (i, spec) in specs.iter().enumerate() {
@@ -223,6 +224,14 @@ async fn unequal_instances_give_the_text_of_one_process() {
     check("llama", chunks, chunks, TransportKind::Inproc).await;
 }
 
+/// With a scale for each head of each token, whatever blocks and ranks they lie in.
+#[tokio::test(flavor = "multi_thread")]
+async fn int8_keys_and_values_give_the_text_of_one_process() {
+    let int8 = Shape { kv_dtype: Some(KvDtype::Int8), ..SHAPE };
+    check("qwen3", Shape { block_size: 8, ..int8 }, int8, TransportKind::Shm).await;
+    check("llama", int8, Shape { tensor_parallel_size: 2, ..int8 }, TransportKind::Tcp).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_family_gives_the_text_of_one_process() {
     for model in ["llama-f16", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3"] {
@@ -234,7 +243,7 @@ async fn every_family_gives_the_text_of_one_process() {
 /// temperature and seed, all penalties, two choices, logprobs.
 #[tokio::test(flavor = "multi_thread")]
 async fn f3_f4_a_resume_at_every_token_gives_the_rest() {
-    let mut oracle = Oracle::load("llama");
+    let mut oracle = Oracle::load("llama", None);
     let mut pair = pair("llama", SHAPE, SHAPE, TransportKind::Tcp).await;
     let sampling = SamplingParams {
         temperature: 1.0,

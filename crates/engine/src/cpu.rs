@@ -5,7 +5,7 @@ mod packs;
 
 use std::sync::Arc;
 
-use kernels::{AttentionShape, Isa, KvArena, KvHalf, Pool, QuantizedRows, Segments};
+use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, QuantizedRows, Segments};
 
 use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
@@ -171,16 +171,9 @@ impl Backend for Cpu {
         let half = self.shape.head_dim / 2;
         kernels::rope(self.isa, &self.pool, self.shape.heads, &plan.cos, &plan.sin, half, q);
         kernels::rope(self.isa, &self.pool, self.shape.kv_heads, &plan.cos, &plan.sin, half, k);
-        let (width, block_size) = (self.shape.kv_heads * self.shape.head_dim, self.arena.shape().block_size);
-        let mut stored = self.arena.write(layer);
-        for row in &plan.rows {
-            for token in 0..row.count {
-                let position = row.start + token;
-                let (block, slot) = (plan.blocks(row)[position / block_size] as usize, position % block_size);
-                let at = (row.first + token) * width;
-                stored.store(KvHalf::Keys, block, slot, &k[at..at + width]);
-                stored.store(KvHalf::Values, block, slot, &v[at..at + width]);
-            }
+        let rows = plan.kv_rows(&plan.rows);
+        for (half, values) in [(KvHalf::Keys, k), (KvHalf::Values, v)] {
+            self.arena.store(self.isa, &self.pool, layer, half, &rows, values);
         }
     }
 
@@ -198,8 +191,9 @@ impl Backend for Cpu {
     fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize) {
         let Values { q, a, .. } = &mut self.values;
         a.resize(q.len(), 0.0);
-        let rows: Vec<_> = rows.iter().map(|row| plan.attention(row)).collect();
-        kernels::attention(self.isa, &self.pool, &self.shape, &rows, &self.arena.read(layer), q, a);
+        let rows = plan.kv_rows(rows);
+        let layer = KvLayer { arena: &self.arena, layer };
+        kernels::attention(self.isa, &self.pool, &self.shape, &rows, &layer, q, a);
     }
 
     fn add_attended(&mut self, output: &Linear<Self>) {

@@ -80,7 +80,7 @@ impl Engine {
             rank_threads: Pool::new("rank", ranks.len()).map_err(Error::Start)?,
             ranks,
             all_reduce: shared.all_reduce,
-            store: Arc::new(RankedStore::new(layout, shared.arenas)),
+            store: Arc::new(RankedStore::new(isa, layout, shared.arenas)),
             inverse_frequencies: model.rope.inverse_frequencies(model.head_dim),
             sampler: Sampler::new(isa, model.eos_token_ids, max_model_len),
             pool: shared.pool,
@@ -278,8 +278,7 @@ fn build_ranks(
     let pools = (0..count).map(|rank| Pool::new(&format!("math-{rank}"), threads / count).map(Arc::new));
     let pools: Vec<Arc<Pool>> = pools.collect::<Result<_, _>>().map_err(Error::Start)?;
     let shape = arena_shape(layout, count);
-    let arenas = (0..count).map(|_| KvArena::new(shape).map(Arc::new));
-    let arenas: Vec<Arc<KvArena>> = arenas.collect::<Result<_, _>>().map_err(Error::Start)?;
+    let arenas = KvArena::of_ranks(shape, count).map_err(Error::Start)?;
     let all_reduce = Arc::new(AllReduce::new(count));
     let mut ranks = Vec::with_capacity(count);
     for (rank, (pool, arena)) in pools.iter().zip(&arenas).enumerate() {

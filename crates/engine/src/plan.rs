@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::AttentionRow;
+use kernels::KvRow;
 use types::TokenId;
 
 use crate::{Batch, BatchRow, Error, Probe};
@@ -95,14 +95,15 @@ impl StepPlan {
         }
     }
 
-    /// The blocks of one of this plan's rows.
-    pub(crate) fn blocks(&self, row: &PlanRow) -> &[u32] {
-        &self.blocks[row.blocks.clone()]
-    }
-
-    /// One of this plan's rows as the attention kernel takes it.
-    pub(crate) fn attention(&self, row: &PlanRow) -> AttentionRow<'_> {
-        AttentionRow { first: row.first, count: row.count, start: row.start, blocks: self.blocks(row) }
+    /// Some of this plan's rows as kernels take them.
+    pub(crate) fn kv_rows(&self, rows: &[PlanRow]) -> Vec<KvRow<'_>> {
+        let row = |row: &PlanRow| KvRow {
+            first: row.first,
+            count: row.count,
+            start: row.start,
+            blocks: &self.blocks[row.blocks.clone()],
+        };
+        rows.iter().map(row).collect()
     }
 
     /// In f32 up to the angle, as the models were trained.

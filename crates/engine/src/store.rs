@@ -1,10 +1,13 @@
-//! The KV of all ranks as one: what transfers read and write.
+//! The KV of all ranks as one: what transfers read, write and copy.
+//!
+//! The ranks' arenas lie one after the other in one memory, and a [`Geometry`] knows where, for our own memory as for another process's.
+//! Whatever is done with a span goes through its bytes in canonical order, stretch by stretch.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::{KvArena, KvElement, KvHalf, KvShape};
-use kv::{BlockId, KvDtype, KvError, KvLayout, KvSpan, KvStore};
+use kernels::{Checksum, ForeignMemory, Isa, KvArena, KvElement, KvHalf, KvMemory, KvShape};
+use kv::{BlockId, KvDtype, KvError, KvLayout, KvSource, KvSpan, KvStore, ShareableKv, SharedKv};
 
 use crate::Error;
 
@@ -13,8 +16,9 @@ use crate::Error;
 /// # Errors
 /// [`Error::Start`] when the system refuses the memory.
 pub fn kv_memory(layout: KvLayout) -> Result<Arc<dyn KvStore>, Error> {
-    let arena = KvArena::new(arena_shape(&layout, 1)).map_err(Error::Start)?;
-    Ok(Arc::new(RankedStore::new(layout, vec![Arc::new(arena)])))
+    let arenas = KvArena::of_ranks(arena_shape(&layout, 1), 1).map_err(Error::Start)?;
+    let isa = Isa::from_env()?;
+    Ok(Arc::new(RankedStore::new(isa, layout, arenas)))
 }
 
 /// What each of `ranks` arenas of a layout holds.
@@ -28,118 +32,197 @@ pub(crate) fn arena_shape(layout: &KvLayout, ranks: usize) -> KvShape {
         element: match layout.dtype {
             KvDtype::F32 => KvElement::F32,
             KvDtype::Bf16 => KvElement::Bf16,
+            KvDtype::Int8 => KvElement::Int8,
         },
     }
 }
 
 /// Rank `r` of `n` has the heads from `r * kv_heads / n` on.
 pub(crate) struct RankedStore {
-    layout: KvLayout,
+    isa: Isa,
+    geometry: Geometry,
     arenas: Vec<Arc<KvArena>>,
+    memory: Arc<KvMemory>,
 }
 
 impl RankedStore {
-    /// One arena per rank, each with `kv_heads / arenas.len()` heads and otherwise of the layout's shape.
-    pub(crate) fn new(layout: KvLayout, arenas: Vec<Arc<KvArena>>) -> Self {
-        Self { layout, arenas }
+    /// The arenas of [`KvArena::of_ranks`], each with `kv_heads / arenas.len()` heads and otherwise of the layout's shape.
+    pub(crate) fn new(isa: Isa, layout: KvLayout, arenas: Vec<Arc<KvArena>>) -> Self {
+        let geometry = Geometry { layout, shape: arena_shape(&layout, arenas.len()), ranks: arenas.len() };
+        let memory = arenas[0].memory().clone();
+        Self { isa, geometry, arenas, memory }
     }
 
     /// Copies a block in every layer of every rank; ids that do not exist are ignored.
     pub(crate) fn copy_block(&self, from: BlockId, to: BlockId) {
-        if from.0 < self.layout.blocks && to.0 < self.layout.blocks {
+        let blocks = self.geometry.layout.blocks;
+        if from.0 < blocks && to.0 < blocks {
             self.arenas.iter().for_each(|arena| arena.copy_block(from.0 as usize, to.0 as usize));
         }
     }
-
-    /// The ranks that have some of the span's heads.
-    fn shares<'a>(&'a self, span: &KvSpan) -> Vec<Share<'a>> {
-        let head_bytes = self.layout.head_dim as usize * self.layout.dtype.size();
-        let per_rank = self.layout.kv_heads / self.arenas.len() as u32;
-        let bytes = |heads: Range<u32>, first: u32| {
-            (heads.start - first) as usize * head_bytes..(heads.end - first) as usize * head_bytes
-        };
-        let firsts = (0..).step_by(per_rank as usize);
-        let shares = firsts.zip(&self.arenas).map(|(first, arena)| {
-            let heads = span.heads.start.max(first)..span.heads.end.min(first + per_rank);
-            (first, heads, arena)
-        });
-        let shares = shares.filter(|(_, heads, _)| !heads.is_empty());
-        let share = |(first, heads, arena): (u32, Range<u32>, &'a Arc<KvArena>)| Share {
-            arena,
-            in_token: bytes(heads.clone(), first),
-            in_span: bytes(heads, span.heads.start),
-        };
-        shares.map(share).collect()
-    }
-}
-
-/// What one rank has of each token of a span.
-struct Share<'a> {
-    arena: &'a KvArena,
-    /// Bytes within the rank's token.
-    in_token: Range<usize>,
-    /// Bytes within the span's token.
-    in_span: Range<usize>,
-}
-
-/// Keys then values, each cut at block borders.
-struct Run {
-    half: KvHalf,
-    block: usize,
-    slots: Range<usize>,
-    /// Bytes of the span's payload.
-    payload: Range<usize>,
-}
-
-/// `width`: bytes of one token of the span.
-fn runs(span: &KvSpan, blocks: &[BlockId], block_size: u32, width: usize) -> impl Iterator<Item = Run> {
-    let half_bytes = span.tokens.len() * width;
-    let halves = [(KvHalf::Keys, 0), (KvHalf::Values, half_bytes)];
-    halves.into_iter().flat_map(move |(half, at)| {
-        span.runs(block_size).map(move |run| {
-            let start = at + run.offset * width;
-            let slots = run.slots.start as usize..run.slots.end as usize;
-            Run { half, block: blocks[run.block].0 as usize, payload: start..start + slots.len() * width, slots }
-        })
-    })
 }
 
 impl KvStore for RankedStore {
     fn layout(&self) -> KvLayout {
-        self.layout
+        self.geometry.layout
     }
 
-    fn read(&self, span: &KvSpan, blocks: &[BlockId], out: &mut [u8]) -> Result<(), KvError> {
-        span.check(&self.layout, blocks, out.len())?;
-        let width = out.len() / 2 / span.tokens.len();
-        for share in self.shares(span) {
-            let layer = share.arena.read(span.layer as usize);
-            for run in runs(span, blocks, self.layout.block_size, width) {
-                let stored = layer.tokens(run.half, run.block, run.slots.clone());
-                let tokens = stored.chunks_exact(stored.len() / run.slots.len());
-                for (token, out) in tokens.zip(out[run.payload].chunks_exact_mut(width)) {
-                    out[share.in_span.clone()].copy_from_slice(&token[share.in_token.clone()]);
-                }
-            }
+    fn read(&self, span: &KvSpan, blocks: &[BlockId], mut out: &mut [u8]) -> Result<(), KvError> {
+        span.check(&self.geometry.layout, blocks, out.len())?;
+        for stretch in self.geometry.stretches(span, blocks) {
+            let (part, rest) = out.split_at_mut(stretch.len());
+            self.memory.read(stretch.start, part);
+            out = rest;
         }
         Ok(())
     }
 
-    fn write(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvError> {
-        span.check(&self.layout, blocks, bytes.len())?;
-        let width = bytes.len() / 2 / span.tokens.len();
-        for share in self.shares(span) {
-            let mut layer = share.arena.write(span.layer as usize);
-            for run in runs(span, blocks, self.layout.block_size, width) {
-                let stored = layer.tokens_mut(run.half, run.block, run.slots.clone());
-                let token_bytes = stored.len() / run.slots.len();
-                let tokens = stored.chunks_exact_mut(token_bytes);
-                for (token, bytes) in tokens.zip(bytes[run.payload].chunks_exact(width)) {
-                    token[share.in_token.clone()].copy_from_slice(&bytes[share.in_span.clone()]);
-                }
-            }
+    fn write(&self, span: &KvSpan, blocks: &[BlockId], mut bytes: &[u8]) -> Result<(), KvError> {
+        span.check(&self.geometry.layout, blocks, bytes.len())?;
+        for stretch in self.geometry.stretches(span, blocks) {
+            let (part, rest) = bytes.split_at(stretch.len());
+            self.memory.write(stretch.start, part);
+            bytes = rest;
         }
         Ok(())
+    }
+
+    fn shareable(&self) -> Option<&dyn ShareableKv> {
+        Some(self)
+    }
+}
+
+impl ShareableKv for RankedStore {
+    fn share(&self) -> SharedKv {
+        SharedKv { file: self.memory.file().clone(), layout: self.geometry.layout, ranks: self.geometry.ranks as u32 }
+    }
+
+    fn checksum(&self, span: &KvSpan, blocks: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        span.check(&self.geometry.layout, blocks, span.payload_bytes(&self.geometry.layout))?;
+        let mut checksum = Checksum::new(self.isa, seed);
+        for stretch in self.geometry.stretches(span, blocks) {
+            self.memory.checksum(stretch.start, stretch.len(), &mut checksum);
+        }
+        Ok(checksum.finish())
+    }
+
+    fn open(&self, theirs: &SharedKv) -> Result<Box<dyn KvSource>, KvError> {
+        let (ours, geometry) = (self.geometry, Geometry::of_peer(theirs, &self.geometry.layout)?);
+        let bytes = geometry.bytes().ok_or_else(|| shared(format!("{:?} cannot be mapped", theirs.layout)))?;
+        let memory = ForeignMemory::map(&theirs.file, bytes).map_err(|error| shared(error.to_string()))?;
+        let to = self.memory.clone();
+        Ok(Box::new(Copier { isa: self.isa, ours, to, theirs: geometry, from: memory }))
+    }
+}
+
+fn shared(reason: String) -> KvError {
+    KvError::Shared { reason }
+}
+
+/// Copies from another process's memory into ours.
+struct Copier {
+    isa: Isa,
+    ours: Geometry,
+    to: Arc<KvMemory>,
+    theirs: Geometry,
+    from: ForeignMemory,
+}
+
+impl KvSource for Copier {
+    fn copy(&self, span: &KvSpan, theirs: &[BlockId], ours: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        let bytes = span.payload_bytes(&self.ours.layout);
+        let skipped = span.tokens.start - span.tokens.start % self.theirs.layout.block_size;
+        let tokens = span.tokens.start - skipped..span.tokens.end.saturating_sub(skipped);
+        let their_span = KvSpan { tokens, ..span.clone() };
+        span.check(&self.ours.layout, ours, bytes)?;
+        their_span.check(&self.theirs.layout, theirs, bytes)?;
+        let mut checksum = Checksum::new(self.isa, seed);
+        let (mut to, mut from) = (self.ours.stretches(span, ours), self.theirs.stretches(&their_span, theirs));
+        let (mut to_part, mut from_part) = (0..0, 0..0);
+        loop {
+            if to_part.is_empty() {
+                to_part = to.next().unwrap_or(0..0);
+            }
+            if from_part.is_empty() {
+                from_part = from.next().unwrap_or(0..0);
+            }
+            let len = to_part.len().min(from_part.len());
+            if len == 0 {
+                return Ok(checksum.finish());
+            }
+            self.to.copy_from(to_part.start, &self.from, from_part.start, len, &mut checksum);
+            to_part.start += len;
+            from_part.start += len;
+        }
+    }
+}
+
+/// Where the KV of an instance lies in its memory.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    layout: KvLayout,
+    /// Of one rank's arena.
+    shape: KvShape,
+    ranks: usize,
+}
+
+impl Geometry {
+    /// What a peer says of its memory, once it makes sense and holds the same model's KV as ours.
+    fn of_peer(peer: &SharedKv, ours: &KvLayout) -> Result<Self, KvError> {
+        let KvLayout { block_size, blocks, .. } = peer.layout;
+        if peer.layout != (KvLayout { block_size, blocks, ..*ours }) {
+            return Err(shared(format!("of another model: {:?}, ours is {ours:?}", peer.layout)));
+        }
+        if block_size == 0 || peer.ranks == 0 || !ours.kv_heads.is_multiple_of(peer.ranks) {
+            let (ranks, heads) = (peer.ranks, ours.kv_heads);
+            return Err(shared(format!("blocks of {block_size} tokens on {ranks} ranks of {heads} kv heads")));
+        }
+        let ranks = peer.ranks as usize;
+        Ok(Self { layout: peer.layout, shape: arena_shape(&peer.layout, ranks), ranks })
+    }
+
+    /// Of all ranks; `None` if they cannot be counted.
+    fn bytes(&self) -> Option<usize> {
+        self.shape.bytes()?.checked_mul(self.ranks)
+    }
+
+    /// Where the span's bytes lie, in canonical order. The span has been checked.
+    fn stretches<'a>(&'a self, span: &KvSpan, blocks: &'a [BlockId]) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let parts = self.parts(&span.heads);
+        let whole = matches!(&parts[..], [(_, part)] if part.len() == self.shape.token_bytes());
+        let (layer, span) = (span.layer as usize, span.clone());
+        [KvHalf::Keys, KvHalf::Values].into_iter().flat_map(move |half| {
+            let parts = parts.clone();
+            span.runs(self.layout.block_size).flat_map(move |run| {
+                let block = blocks[run.block].0 as usize;
+                let slots = run.slots.start as usize..run.slots.end as usize;
+                // All heads of one rank: the run's tokens are one stretch.
+                let step = if whole { slots.len() } else { 1 };
+                let parts = parts.clone();
+                slots.step_by(step).flat_map(move |slot| {
+                    let tokens = self.shape.place(layer, half, block, slot..slot + step);
+                    let parts = parts.clone();
+                    (0..parts.len()).map(move |index| {
+                        let (arena, part) = &parts[index];
+                        let start = arena + tokens.start + part.start;
+                        start..start + part.len() * step
+                    })
+                })
+            })
+        })
+    }
+
+    /// The ranks that have some of these heads: where each one's arena begins, and what it has of each of its tokens.
+    fn parts(&self, heads: &Range<u32>) -> Arc<[(usize, Range<usize>)]> {
+        let (each, size) = (self.shape.heads, self.shape.head_bytes());
+        let arena_bytes = self.shape.bytes().unwrap_or(0);
+        let part = |rank: usize| {
+            let first = rank * each;
+            let heads = first.max(heads.start as usize)..(first + each).min(heads.end as usize);
+            let part = heads.start.saturating_sub(first) * size..heads.end.saturating_sub(first) * size;
+            (!heads.is_empty()).then_some((rank * arena_bytes, part))
+        };
+        (0..self.ranks).filter_map(part).collect()
     }
 }
 
@@ -149,16 +232,8 @@ mod tests {
 
     fn store(ranks: usize, block_size: u32) -> RankedStore {
         let layout = KvLayout { layers: 2, kv_heads: 4, head_dim: 2, dtype: KvDtype::Bf16, block_size, blocks: 5 };
-        let shape = KvShape {
-            layers: 2,
-            heads: 4 / ranks,
-            head_dim: 2,
-            block_size: block_size as usize,
-            blocks: 5,
-            element: KvElement::Bf16,
-        };
-        let arenas = (0..ranks).map(|_| Arc::new(KvArena::new(shape).unwrap())).collect();
-        RankedStore::new(layout, arenas)
+        let arenas = KvArena::of_ranks(arena_shape(&layout, ranks), ranks).unwrap();
+        RankedStore::new(Isa::from_env().unwrap(), layout, arenas)
     }
 
     fn span(heads: Range<u32>, tokens: Range<u32>) -> KvSpan {
@@ -201,5 +276,47 @@ mod tests {
         store.read(&span(0..4, 0..4), &ids(&[4]), &mut out).unwrap();
         assert_eq!(out, payload);
         assert!(store.read(&span(0..4, 0..4), &ids(&[5]), &mut out).is_err());
+    }
+
+    /// Between any two shapes: from the middle of a block on, as P's ranks have it, into D's blocks.
+    #[test]
+    fn another_store_s_memory_is_copied_with_the_checksum_of_the_canonical_bytes() {
+        let payload: Vec<u8> = (0..256u32).map(|byte| (byte * 7 % 251) as u8).collect();
+        for (ranks, block_size, p_blocks) in [(1, 8, ids(&[3])), (1, 4, ids(&[4, 1])), (4, 2, ids(&[1, 0, 4, 2]))] {
+            let p = store(ranks, block_size);
+            p.write(&span(0..4, 0..8), &p_blocks, &payload).unwrap();
+            for (ranks, d_block_size, d_blocks) in [(1, 8, ids(&[2])), (2, 4, ids(&[0, 3]))] {
+                let d = store(ranks, d_block_size);
+                let source = d.open(&p.share()).unwrap();
+                for part in [span(0..4, 5..8), span(1..3, 0..5)] {
+                    let from = &p_blocks[(part.tokens.start / block_size) as usize..];
+                    let copied = source.copy(&part, from, &d_blocks, 42).unwrap();
+                    assert_eq!(copied, p.checksum(&part, &p_blocks, 42).unwrap());
+                    let mut bytes =
+                        [vec![0; part.payload_bytes(&d.layout())], vec![1; part.payload_bytes(&d.layout())]];
+                    p.read(&part, &p_blocks, &mut bytes[0]).unwrap();
+                    d.read(&part, &d_blocks, &mut bytes[1]).unwrap();
+                    assert_eq!(bytes[0], bytes[1], "{part:?}: blocks of {block_size} into {d_block_size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_peer_says_of_its_memory_is_checked() {
+        let (ours, theirs) = (store(1, 4), store(1, 4).share());
+        let refused = |change: fn(&mut SharedKv)| {
+            let mut theirs = theirs.clone();
+            change(&mut theirs);
+            ours.open(&theirs).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert!(refused(|peer| peer.layout.layers = 3).contains("another model"));
+        assert!(refused(|peer| peer.layout.block_size = 0).contains("blocks of 0"));
+        assert!(refused(|peer| peer.ranks = 3).contains("3 ranks"));
+        assert!(refused(|peer| peer.layout.blocks = 6).contains("expected"));
+        assert!(refused(|peer| (peer.layout.blocks, peer.layout.block_size) = (u32::MAX, u32::MAX)).contains("shared"));
+        let source = ours.open(&theirs).unwrap();
+        let outside = source.copy(&span(0..4, 0..4), &ids(&[5]), &ids(&[0]), 0);
+        assert_eq!(outside, Err(KvError::Block { block: 5, blocks: 5 }));
     }
 }

@@ -53,7 +53,7 @@ fn load(case: &Path, kv_dtype: Option<KvDtype>) -> (Engine, BlockPool) {
 }
 
 /// With KV in f32, our arithmetic is that of the goldens whatever the weights are stored in. With the KV dtype that the engine chooses,
-/// rounded keys and values may turn a close call, so tokens are given and only their log-probabilities compared.
+/// rounded keys and values may turn a close call, so tokens are given and only their log-probabilities compared; so in int8.
 #[test]
 fn every_case_agrees_with_transformers() {
     let cases = cases();
@@ -64,12 +64,14 @@ fn every_case_agrees_with_transformers() {
         assert!(!golden.prompts.is_empty(), "{name} has no prompts");
         let (mut exact, exact_pool) = load(&case, Some(KvDtype::F32));
         let (mut chosen, chosen_pool) = load(&case, None);
+        let (mut small, small_pool) = load(&case, Some(KvDtype::Int8));
         let chosen_dtype = if golden.weights == "bfloat16" { "bf16" } else { "f32" };
         assert_eq!(chosen.identity().kv_dtype, chosen_dtype, "{name}");
         for prompt in &golden.prompts {
             let at = format!("{name}, prompt of {}", prompt.prompt.len());
             check_greedy(&at, &mut exact, &exact_pool, prompt, 1e-4);
             check_given(&at, &mut chosen, &chosen_pool, prompt, if chosen_dtype == "f32" { 1e-4 } else { 2e-2 });
+            check_given(&at, &mut small, &small_pool, prompt, 3e-1);
         }
     }
 }

@@ -1,28 +1,34 @@
-//! The keys and values of one rank, in blocks.
+//! The keys and values of one rank, in blocks: `[layer][block][K | V][token in block][head]`.
 //!
-//! One buffer per layer, `[block][K | V][token in block][head][head_dim]`, behind that layer's lock: a step writes a layer's new
-//! tokens, then reads the layer; transfers read and write other blocks in between. Memory is zero and costs nothing until touched.
+//! There are no locks: a step writes the tokens of its own sequences while transfers read finished ones and write others. Whoever holds
+//! a block decides who writes to it and who reads (see [`KvMemory`] for what holds if that goes wrong).
+
+#![expect(unsafe_code, reason = "raw stores within a place that the arena has checked")]
 
 use std::io;
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use half::bf16;
-use memmap2::MmapMut;
+use crate::memory::KvMemory;
+use crate::pool::Pool;
+use crate::simd::{Isa, Kernel, Simd};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KvElement {
     F32,
     Bf16,
+    /// Per token and head: `head_dim` signed bytes, then their scale as f32; a value is byte x scale.
+    Int8,
 }
 
 impl KvElement {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
+    /// Bytes of one head of one token.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvElement::F32 => 4,
-            KvElement::Bf16 => 2,
+            KvElement::F32 => 4 * head_dim,
+            KvElement::Bf16 => 2 * head_dim,
+            KvElement::Int8 => head_dim + size_of::<f32>(),
         }
     }
 }
@@ -47,25 +53,39 @@ pub struct KvShape {
 }
 
 impl KvShape {
+    /// Bytes of one head of one token.
+    pub fn head_bytes(&self) -> usize {
+        self.element.head_bytes(self.head_dim)
+    }
+
     /// Bytes of the keys (or values) of one token in one layer.
     pub fn token_bytes(&self) -> usize {
-        self.heads * self.head_dim * self.element.size()
+        self.heads * self.head_bytes()
     }
 
-    fn block_bytes(&self) -> usize {
-        2 * self.block_size * self.token_bytes()
+    /// Bytes of the whole arena; `None` if they cannot be counted.
+    pub fn bytes(&self) -> Option<usize> {
+        let head = self.head_dim.checked_mul(4)?.checked_add(4)?;
+        let most =
+            [self.heads, self.block_size, self.blocks, self.layers, 2].into_iter().try_fold(head, usize::checked_mul);
+        most.map(|_| self.layers * self.blocks * self.block_bytes())
     }
 
-    /// Where some tokens' keys or values lie in a layer's buffer; an error in the caller panics here, before memory is touched.
-    fn place(&self, half: KvHalf, block: usize, slots: Range<usize>) -> Range<usize> {
-        let inside = block < self.blocks && slots.start <= slots.end && slots.end <= self.block_size;
-        assert!(inside, "block {block}, slots {slots:?} of {self:?}");
+    /// Where some tokens' keys or values lie, from the arena's start on. Panics if there is no such place.
+    pub fn place(&self, layer: usize, half: KvHalf, block: usize, slots: Range<usize>) -> Range<usize> {
+        let inside =
+            layer < self.layers && block < self.blocks && slots.start <= slots.end && slots.end <= self.block_size;
+        assert!(inside, "layer {layer}, block {block}, slots {slots:?} of {self:?}");
         let half = match half {
             KvHalf::Keys => 0,
             KvHalf::Values => self.block_size,
         };
-        let start = block * self.block_bytes() + half * self.token_bytes();
+        let start = (layer * self.blocks + block) * self.block_bytes() + half * self.token_bytes();
         start + slots.start * self.token_bytes()..start + slots.end * self.token_bytes()
+    }
+
+    fn block_bytes(&self) -> usize {
+        2 * self.block_size * self.token_bytes()
     }
 }
 
@@ -73,129 +93,256 @@ impl KvShape {
 #[derive(Debug)]
 pub struct KvArena {
     shape: KvShape,
-    layers: Vec<RwLock<MmapMut>>,
+    memory: Arc<KvMemory>,
+    /// Where it begins.
+    start: usize,
+}
+
+/// One layer of an arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvLayer<'a> {
+    pub arena: &'a KvArena,
+    pub layer: usize,
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRow<'a> {
+    /// Index of its first token in the batch.
+    pub first: usize,
+    /// Number of new tokens.
+    pub count: usize,
+    /// Position of its first new token.
+    pub start: usize,
+    /// `blocks[i]` holds the positions from `i * block_size` on; must reach `start + count`.
+    pub blocks: &'a [u32],
 }
 
 impl KvArena {
-    /// Reserves address space; pages become memory when they are first written.
-    pub fn new(shape: KvShape) -> io::Result<Self> {
-        let bytes = shape.blocks.checked_mul(shape.block_bytes()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let layers = (0..shape.layers).map(|_| MmapMut::map_anon(bytes.max(1)).map(RwLock::new));
-        Ok(Self { shape, layers: layers.collect::<io::Result<_>>()? })
+    /// The arenas of all ranks, one after the other in one memory.
+    pub fn of_ranks(shape: KvShape, ranks: usize) -> io::Result<Vec<Arc<KvArena>>> {
+        let each = shape.bytes().ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = Arc::new(KvMemory::new(each.checked_mul(ranks).ok_or(io::ErrorKind::OutOfMemory)?)?);
+        Ok((0..ranks).map(|rank| Arc::new(Self { shape, memory: memory.clone(), start: rank * each })).collect())
     }
 
     pub fn shape(&self) -> &KvShape {
         &self.shape
     }
 
-    /// A layer for reading. Panics if there is no such layer.
-    pub fn read(&self, layer: usize) -> LayerRead<'_> {
-        let bytes = self.layers[layer].read().unwrap_or_else(PoisonError::into_inner);
-        LayerRead { shape: &self.shape, bytes }
-    }
-
-    /// A layer for writing. Panics if there is no such layer.
-    pub fn write(&self, layer: usize) -> LayerWrite<'_> {
-        let bytes = self.layers[layer].write().unwrap_or_else(PoisonError::into_inner);
-        LayerWrite { shape: &self.shape, bytes }
+    /// What the arenas of all ranks lie in.
+    pub fn memory(&self) -> &Arc<KvMemory> {
+        &self.memory
     }
 
     /// Copies a whole block in every layer. Panics if there is no such block.
     pub fn copy_block(&self, from: usize, to: usize) {
-        assert!(from < self.shape.blocks && to < self.shape.blocks, "copy of block {from} to {to} in {:?}", self.shape);
         let block = self.shape.block_bytes();
-        for layer in &self.layers {
-            let mut bytes = layer.write().unwrap_or_else(PoisonError::into_inner);
-            bytes.copy_within(from * block..(from + 1) * block, to * block);
+        for layer in 0..self.shape.layers {
+            let [from, to] =
+                [from, to].map(|block| self.start + self.shape.place(layer, KvHalf::Keys, block, 0..0).start);
+            self.memory.copy_within(from, to, block);
+        }
+    }
+
+    /// Stores the keys or values of new tokens, `[token][head][head_dim]`: rounded to nearest even in bf16; in int8 by a scale that
+    /// makes the largest of a head 127. Panics if a row does not fit `values` or the arena.
+    pub fn store(&self, isa: Isa, pool: &Pool, layer: usize, half: KvHalf, rows: &[KvRow<'_>], values: &[f32]) {
+        /// Tokens of one task: their values take some tens of microseconds.
+        const TOKENS: usize = 64;
+        let width = self.shape.heads * self.shape.head_dim;
+        let block_size = self.shape.block_size;
+        let tokens = values.len() / width;
+        pool.run(tokens.div_ceil(TOKENS), |task| {
+            let task = task * TOKENS..((task + 1) * TOKENS).min(tokens);
+            for row in rows {
+                for token in row.first.max(task.start)..(row.first + row.count).min(task.end) {
+                    let position = row.start + token - row.first;
+                    let (block, slot) = (row.blocks[position / block_size] as usize, position % block_size);
+                    let place = self.shape.place(layer, half, block, slot..slot + 1);
+                    let to = self.memory.span(self.start + place.start, place.len());
+                    isa.run(Store { values: &values[token * width..][..width], shape: &self.shape, to });
+                }
+            }
+        });
+    }
+
+    /// Where one head of one token lies. Panics if there is no such place.
+    #[inline(always)]
+    pub(crate) fn head(&self, layer: usize, half: KvHalf, block: usize, slot: usize, head: usize) -> *const u8 {
+        assert!(head < self.shape.heads, "head {head} of {:?}", self.shape);
+        let place = self.shape.place(layer, half, block, slot..slot + 1);
+        let size = self.shape.head_bytes();
+        self.memory.span(self.start + place.start + head * size, size).cast_const()
+    }
+}
+
+/// One token's heads.
+struct Store<'a> {
+    values: &'a [f32],
+    shape: &'a KvShape,
+    /// As many bytes as `values` take.
+    to: *mut u8,
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let size = self.shape.head_bytes();
+        for (head, values) in self.values.chunks_exact(self.shape.head_dim).enumerate() {
+            // SAFETY: `to` has room for every head; plain stores of as many bytes as a head takes.
+            unsafe {
+                let to = self.to.add(head * size);
+                match self.shape.element {
+                    KvElement::F32 => std::ptr::copy_nonoverlapping(values.as_ptr().cast(), to, size),
+                    KvElement::Bf16 => store_bf16(values, to),
+                    KvElement::Int8 => store_int8::<S>(values, to),
+                }
+            }
         }
     }
 }
 
-/// One layer, shared.
-#[derive(Debug)]
-pub struct LayerRead<'a> {
-    shape: &'a KvShape,
-    bytes: RwLockReadGuard<'a, MmapMut>,
-}
-
-impl LayerRead<'_> {
-    /// The keys or values of neighbouring tokens, `[token][head][head_dim]`. Panics if block or slots do not exist.
-    pub fn tokens(&self, half: KvHalf, block: usize, slots: Range<usize>) -> &[u8] {
-        &self.bytes[self.shape.place(half, block, slots)]
-    }
-
-    pub(crate) fn shape(&self) -> &KvShape {
-        self.shape
+/// # Safety
+/// Two bytes per value can be written.
+#[inline(always)]
+unsafe fn store_bf16(values: &[f32], to: *mut u8) {
+    for (at, value) in values.iter().enumerate() {
+        let bits = value.to_bits();
+        let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+        // A payload in the low half alone must not round to infinity.
+        let rounded = if value.is_nan() { bits >> 16 | 0x40 } else { nearest };
+        // SAFETY: as the caller grants.
+        unsafe { to.add(2 * at).cast::<u16>().write_unaligned(rounded as u16) };
     }
 }
 
-/// One layer, exclusively.
-#[derive(Debug)]
-pub struct LayerWrite<'a> {
-    shape: &'a KvShape,
-    bytes: RwLockWriteGuard<'a, MmapMut>,
-}
-
-impl LayerWrite<'_> {
-    /// The keys or values of neighbouring tokens, `[token][head][head_dim]`. Panics if block or slots do not exist.
-    pub fn tokens_mut(&mut self, half: KvHalf, block: usize, slots: Range<usize>) -> &mut [u8] {
-        &mut self.bytes[self.shape.place(half, block, slots)]
-    }
-
-    /// Stores one token's keys or values, `[head][head_dim]`, rounding to nearest even if the arena is bf16.
-    pub fn store(&mut self, half: KvHalf, block: usize, slot: usize, values: &[f32]) {
-        let element = self.shape.element;
-        let place = self.tokens_mut(half, block, slot..slot + 1);
-        match element {
-            KvElement::F32 => {
-                for (place, value) in place.chunks_exact_mut(4).zip(values) {
-                    place.copy_from_slice(&value.to_le_bytes());
-                }
-            }
-            KvElement::Bf16 => {
-                for (place, value) in place.chunks_exact_mut(2).zip(values) {
-                    place.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
-                }
-            }
+/// # Safety
+/// A byte per value and four more can be written; the CPU has `S`.
+#[inline(always)]
+unsafe fn store_int8<S: Simd>(values: &[f32], to: *mut u8) {
+    let count = values.len();
+    // SAFETY: at most `count - i` lanes are read from `i` on; writes as the caller grants.
+    unsafe {
+        let (mut top, mut sound) = (S::splat(0.0), S::splat(0.0));
+        for i in (0..count).step_by(S::LANES) {
+            let value = S::load_upto(values.as_ptr().add(i), count - i);
+            top = S::max(top, S::max(value, S::sub(S::splat(0.0), value)));
+            // Zero, unless a value is not finite: then the scale is to say so.
+            sound = S::mul_add(value, S::splat(0.0), sound);
         }
+        let top = S::max_lane(top);
+        let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
+        for (at, value) in values.iter().enumerate() {
+            to.add(at).write((value * inverse).round_ties_even() as i8 as u8);
+        }
+        let scale = top / 127.0 + S::sum(sound);
+        to.add(count).cast::<f32>().write_unaligned(scale);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
-    fn shape(element: KvElement) -> KvShape {
-        KvShape { layers: 2, heads: 2, head_dim: 2, block_size: 4, blocks: 3, element }
+    const ROW: KvRow<'_> = KvRow { first: 0, count: 1, start: 3, blocks: &[2] };
+
+    fn arena(element: KvElement) -> Arc<KvArena> {
+        let shape = KvShape { layers: 2, heads: 2, head_dim: 2, block_size: 4, blocks: 3, element };
+        KvArena::of_ranks(shape, 2).unwrap().remove(1)
+    }
+
+    fn store(arena: &KvArena, layer: usize, half: KvHalf, row: &KvRow<'_>, values: &[f32]) {
+        let isa = *Isa::available().last().unwrap();
+        arena.store(isa, &Pool::new("test", 2).unwrap(), layer, half, &[*row], values);
+    }
+
+    fn token(arena: &KvArena, layer: usize, half: KvHalf, block: usize, slot: usize) -> Vec<u8> {
+        let place = arena.shape().place(layer, half, block, slot..slot + 1);
+        let mut bytes = vec![0; place.len()];
+        arena.memory().read(arena.start + place.start, &mut bytes);
+        bytes
     }
 
     #[test]
     fn tokens_keep_their_place() {
-        let arena = KvArena::new(shape(KvElement::F32)).unwrap();
-        arena.write(1).store(KvHalf::Values, 2, 3, &[1.0, 2.0, 3.0, 4.0]);
+        let arena = arena(KvElement::F32);
+        store(&arena, 1, KvHalf::Values, &ROW, &[1.0, 2.0, 3.0, 4.0]);
         let expected: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert_eq!(arena.read(1).tokens(KvHalf::Values, 2, 3..4), expected);
-        assert_eq!(arena.read(1).tokens(KvHalf::Keys, 2, 3..4), [0; 16]);
-        assert_eq!(arena.read(0).tokens(KvHalf::Values, 2, 3..4), [0; 16]);
+        assert_eq!(token(&arena, 1, KvHalf::Values, 2, 3), expected);
+        assert_eq!(token(&arena, 1, KvHalf::Keys, 2, 3), [0; 16]);
+        assert_eq!(token(&arena, 0, KvHalf::Values, 2, 3), [0; 16]);
+    }
+
+    #[test]
+    fn many_tokens_of_several_rows_each_find_their_block() {
+        let arena = arena(KvElement::F32);
+        let values: Vec<f32> = (0..4 * 10).map(|value| value as f32).collect();
+        let rows = [
+            KvRow { first: 0, count: 6, start: 1, blocks: &[2, 0] },
+            KvRow { first: 6, count: 4, start: 4, blocks: &[0, 1] },
+        ];
+        arena.store(Isa::PORTABLE, &Pool::new("test", 3).unwrap(), 0, KvHalf::Keys, &rows, &values);
+        for (index, block, slot) in [(0, 2, 1), (2, 2, 3), (3, 0, 0), (5, 0, 2), (6, 1, 0), (9, 1, 3)] {
+            let first = token(&arena, 0, KvHalf::Keys, block, slot)[..4].to_vec();
+            assert_eq!(first, (4.0 * index as f32).to_le_bytes(), "token {index}");
+        }
+    }
+
+    #[test]
+    fn bf16_is_rounded_to_nearest_even_on_every_level() {
+        let numbers = [1.0, -1.005, 3.9e-3, 1e30, 65504.0, f32::INFINITY, f32::NAN, f32::from_bits(0x3f80_8000)];
+        for isa in Isa::available() {
+            for pair in numbers.windows(4) {
+                let arena = arena(KvElement::Bf16);
+                arena.store(isa, &Pool::new("test", 1).unwrap(), 0, KvHalf::Keys, &[ROW], pair);
+                let expected: Vec<u8> = pair.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
+                assert_eq!(token(&arena, 0, KvHalf::Keys, 2, 3), expected, "{isa}: {pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn int8_keeps_the_largest_of_each_head_and_says_what_is_no_number() {
+        let arena = arena(KvElement::Int8);
+        store(&arena, 0, KvHalf::Keys, &ROW, &[-2.0, 1.0, 0.0, 0.0]);
+        let bytes = token(&arena, 0, KvHalf::Keys, 2, 3);
+        let scale = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        assert_eq!((bytes[0] as i8, bytes[1] as i8, scale(2)), (-127, 64, 2.0 / 127.0));
+        assert_eq!((bytes[6], bytes[7], scale(8)), (0, 0, 0.0));
+        store(&arena, 0, KvHalf::Keys, &ROW, &[f32::NAN, 1.0, f32::INFINITY, 0.0]);
+        let bytes = token(&arena, 0, KvHalf::Keys, 2, 3);
+        let scale = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        assert!(!scale(2).is_finite() && !scale(8).is_finite());
     }
 
     #[test]
     fn a_copied_block_is_equal_in_every_layer() {
-        let arena = KvArena::new(shape(KvElement::Bf16)).unwrap();
+        let arena = arena(KvElement::Bf16);
         for layer in 0..2 {
-            arena.write(layer).store(KvHalf::Keys, 0, 1, &[1.0, 2.0, 3.0, layer as f32]);
+            store(&arena, layer, KvHalf::Keys, &ROW, &[1.0, 2.0, 3.0, layer as f32]);
         }
-        arena.copy_block(0, 2);
+        arena.copy_block(2, 0);
         for layer in 0..2 {
-            let read = arena.read(layer);
-            assert_eq!(read.tokens(KvHalf::Keys, 2, 1..2), read.tokens(KvHalf::Keys, 0, 1..2));
-            assert_eq!(read.tokens(KvHalf::Keys, 2, 1..2)[6..], bf16::from_f32(layer as f32).to_le_bytes());
+            let copied = token(&arena, layer, KvHalf::Keys, 0, 3);
+            assert_eq!(copied, token(&arena, layer, KvHalf::Keys, 2, 3));
+            assert_eq!(copied[6..], bf16::from_f32(layer as f32).to_le_bytes());
         }
     }
 
     #[test]
     #[should_panic(expected = "block 3, slots 0..1")]
     fn a_block_outside_is_refused() {
-        KvArena::new(shape(KvElement::Bf16)).unwrap().read(0).tokens(KvHalf::Keys, 3, 0..1);
+        arena(KvElement::Bf16).head(0, KvHalf::Keys, 3, 0, 0);
+    }
+
+    #[test]
+    fn an_arena_beyond_counting_has_no_size() {
+        let shape = KvShape { blocks: usize::MAX / 2, ..*arena(KvElement::F32).shape() };
+        assert_eq!(shape.bytes(), None);
     }
 }

@@ -1,24 +1,25 @@
 //! Causal attention over paged keys and values.
 //!
-//! One order per query: tokens are walked in tiles of 32 counted from position 0, whatever the block size; each tile rescales what was
+//! One order per query: tokens are walked in tiles of 64 counted from position 0, whatever the block size; each tile rescales what was
 //! summed before it (online softmax). A query's tiles depend on its position and the window alone, so chunks, neighbours and
 //! threads cannot change a bit.
 
 #![expect(unsafe_code, reason = "vector loads within scratch that is sized here")]
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::Pool;
-use crate::arena::{KvElement, KvHalf, LayerRead};
-use crate::matmul::{self, Bf16, F32, Product};
+use crate::arena::{KvElement, KvHalf, KvLayer, KvRow};
+use crate::matmul::{self, Bf16, F32};
 use crate::pool::SharedMut;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 
-/// Tokens per step of the online softmax: keys and values of one head stay in the first-level cache up to a head size of 128.
-const TILE: usize = 32;
+/// Tokens per step of the online softmax: keys and values of one head stay in the first-level cache up to a head size of 64.
+const TILE: usize = 64;
 
-/// Query vectors that share one pass over the tokens.
-const QUERIES: usize = 64;
+/// Query vectors that share one pass over the tokens: enough to make little of preparing a tile.
+const QUERIES: usize = 128;
 
 /// Heads of one rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,31 +32,18 @@ pub struct AttentionShape {
     pub window: usize,
 }
 
-/// New tokens of one sequence.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionRow<'a> {
-    /// Index of its first token in the batch.
-    pub first: usize,
-    /// Number of new tokens.
-    pub count: usize,
-    /// Position of its first new token.
-    pub start: usize,
-    /// `blocks[i]` holds the positions from `i * block_size` on; must reach `start + count`.
-    pub blocks: &'a [u32],
-}
-
 /// `out[token][head] = softmax(q . k / sqrt(head_dim)) . v` for every row; `q` and `out` are `[token][head][head_dim]`. The keys and
 /// values of the new tokens are already in `layer`. Panics if a row does not fit the buffers or the arena.
 pub fn attention(
     isa: Isa,
     pool: &Pool,
     shape: &AttentionShape,
-    rows: &[AttentionRow<'_>],
-    layer: &LayerRead<'_>,
+    rows: &[KvRow<'_>],
+    layer: &KvLayer<'_>,
     q: &[f32],
     out: &mut [f32],
 ) {
-    let kv = *layer.shape();
+    let kv = *layer.arena.shape();
     assert!(shape.kv_heads == kv.heads && shape.head_dim == kv.head_dim, "{shape:?} on {kv:?}");
     assert!(shape.heads.is_multiple_of(shape.kv_heads) && q.len() == out.len(), "{shape:?}");
     let width = shape.heads * shape.head_dim;
@@ -89,7 +77,7 @@ thread_local! {
 
 /// Some tokens of a row, one KV head and the query heads that read it.
 struct Queries<'a> {
-    row: &'a AttentionRow<'a>,
+    row: &'a KvRow<'a>,
     from: usize,
     count: usize,
     kv_head: usize,
@@ -97,7 +85,7 @@ struct Queries<'a> {
 
 struct Task<'a> {
     shape: &'a AttentionShape,
-    layer: &'a LayerRead<'a>,
+    layer: &'a KvLayer<'a>,
     queries: &'a Queries<'a>,
     q: &'a [f32],
     /// This task writes its tokens' and heads' part and nothing else.
@@ -111,7 +99,7 @@ struct Parts<'a> {
     stride: usize,
     /// `[query][stride]`, scaled.
     q: &'a mut [f32],
-    /// `[TILE][stride]`
+    /// `[stride][TILE]`: keys, one column for each token.
     k: &'a mut [f32],
     /// `[TILE][stride]`
     v: &'a mut [f32],
@@ -123,22 +111,32 @@ struct Parts<'a> {
     max: &'a mut [f32],
     /// `[query]`: sum of the weights, relative to `max`.
     sum: &'a mut [f32],
+    /// `[query]`: what `acc` is to be multiplied by, because `max` has moved.
+    correction: &'a mut [f32],
+    /// `[MAX_LANES][stride]`: keys on their way into `k`.
+    rows: &'a mut [f32],
 }
 
 impl<'a> Parts<'a> {
     fn cut(scratch: &'a mut Vec<f32>, queries: usize, head_dim: usize) -> Self {
         let stride = head_dim.next_multiple_of(MAX_LANES);
         let (vectors, tile) = (queries * stride, TILE * stride);
-        scratch.clear();
-        scratch.resize(2 * vectors + 2 * tile + queries * (TILE + 2), 0.0);
-        let (q, rest) = scratch.split_at_mut(vectors);
-        let (acc, rest) = rest.split_at_mut(vectors);
-        let (k, rest) = rest.split_at_mut(tile);
-        let (v, rest) = rest.split_at_mut(tile);
-        let (s, rest) = rest.split_at_mut(queries * TILE);
-        let (max, sum) = rest.split_at_mut(queries);
+        let floats = 2 * vectors + 2 * tile + queries * (TILE + 3) + MAX_LANES * stride;
+        if scratch.len() < floats {
+            scratch.resize(floats, 0.0);
+        }
+        let mut rest = &mut scratch[..floats];
+        let mut part = |count: usize| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(count);
+            rest = tail;
+            part
+        };
+        let (q, acc, k, v, s) = (part(vectors), part(vectors), part(tile), part(tile), part(queries * TILE));
+        let (max, sum, correction, rows) = (part(queries), part(queries), part(queries), part(MAX_LANES * stride));
+        // What is left from before would be seen: sums begin at zero, and the padding of heads must not count.
+        [&mut *q, acc, sum, rows].into_iter().for_each(|part| part.fill(0.0));
         max.fill(f32::NEG_INFINITY);
-        Self { stride, q, k, v, s, acc, max, sum }
+        Self { stride, q, k, v, s, acc, max, sum, correction, rows }
     }
 }
 
@@ -148,42 +146,34 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Task { shape, queries, group, .. } = self;
-        let (dim, window) = (shape.head_dim, shape.window);
+        let (dim, window, count) = (shape.head_dim, shape.window, queries.count * group);
         let first = queries.row.start + queries.from;
         let last = first + queries.count - 1;
         let lowest = seen_from(first, window);
-        let mut parts = Parts::cut(self.scratch, queries.count * group, dim);
+        let stored = Stored { layer: self.layer, queries };
+        let mut parts = Parts::cut(self.scratch, count, dim);
         let scale = 1.0 / (dim as f32).sqrt();
-        for query in 0..queries.count * group {
+        for query in 0..count {
             let at = place(shape, queries, group, query);
             let to = &mut parts.q[query * parts.stride..][..dim];
             to.iter_mut().zip(&self.q[at..at + dim]).for_each(|(to, q)| *to = q * scale);
         }
         for tile in lowest / TILE..=last / TILE {
             let base = tile * TILE;
-            let end = (base + TILE).min(last + 1);
-            for position in base.max(lowest)..end {
-                let at = (position - base) * parts.stride;
-                // SAFETY: `attention` has checked the row's blocks; the CPU has `S`.
-                unsafe {
-                    let stored = Stored { layer: self.layer, queries, dim, position };
-                    stored.widen::<S>(KvHalf::Keys, &mut parts.k[at..at + dim]);
-                    stored.widen::<S>(KvHalf::Values, &mut parts.v[at..at + dim]);
+            let seen = base.max(lowest)..(base + TILE).min(last + 1);
+            // SAFETY: `attention` has checked the row's blocks, and the parts have the sizes that `Parts` documents; the CPU has `S`.
+            unsafe {
+                stored.load::<S>(&mut parts, dim, base, seen.clone());
+                score::<S>(&mut parts, count, seen.end - base);
+                for query in 0..count {
+                    let position = first + query / group;
+                    let from = seen_from(position, window).max(base) - base;
+                    weigh::<S>(&mut parts, query, from..(base + TILE).min(position + 1).saturating_sub(base));
                 }
-            }
-            // SAFETY: the parts have the sizes that `Parts` documents; the CPU has `S`.
-            unsafe { scores::<S>(&mut parts, queries.count * group, end - base) };
-            for query in 0..queries.count * group {
-                let position = first + query / group;
-                let from = seen_from(position, window).max(base);
-                let to = (position + 1).min(base + TILE);
-                if from < to {
-                    // SAFETY: as above, and `from..to` lies within the tile.
-                    unsafe { absorb::<S>(&mut parts, query, from - base, to - base) };
-                }
+                add_values::<S>(&mut parts, count, seen.start - base..seen.end - base);
             }
         }
-        for query in 0..queries.count * group {
+        for query in 0..count {
             let sum = parts.sum[query];
             let acc = &parts.acc[query * parts.stride..][..dim];
             // SAFETY: no other task has these tokens and heads.
@@ -207,138 +197,247 @@ fn place(shape: &AttentionShape, queries: &Queries<'_>, group: usize, query: usi
     (token * shape.heads + head) * shape.head_dim
 }
 
-/// One position of the sequence, as the arena keeps it.
+/// The keys and values that a task's queries read.
 struct Stored<'a> {
-    layer: &'a LayerRead<'a>,
+    layer: &'a KvLayer<'a>,
     queries: &'a Queries<'a>,
-    dim: usize,
-    position: usize,
 }
 
 impl Stored<'_> {
+    /// Loads the positions `seen` of the tile that begins at `base`. Other places of the tile keep what they have.
+    ///
     /// # Safety
-    /// The CPU has `S`.
+    /// The row's blocks hold the positions; the CPU has `S`.
     #[inline(always)]
-    unsafe fn widen<S: Simd>(&self, half: KvHalf, out: &mut [f32]) {
-        let shape = self.layer.shape();
-        let block = self.queries.row.blocks[self.position / shape.block_size] as usize;
-        let size = self.dim * shape.element.size();
-        let slot = self.position % shape.block_size;
-        let token = self.layer.tokens(half, block, slot..slot + 1);
-        let head = &token[self.queries.kv_head * size..][..size];
+    unsafe fn load<S: Simd>(&self, parts: &mut Parts<'_>, dim: usize, base: usize, seen: Range<usize>) {
+        let stride = parts.stride;
+        for start in (base..seen.end).step_by(S::LANES) {
+            // SAFETY: passed on; LANES columns from a multiple of LANES on are within the tile, and `rows` holds as many keys.
+            unsafe {
+                for position in start.max(seen.start)..(start + S::LANES).min(seen.end) {
+                    let at = (position - start) * stride;
+                    self.widen::<S>(KvHalf::Keys, position, &mut parts.rows[at..at + dim]);
+                    let at = (position - base) * stride;
+                    self.widen::<S>(KvHalf::Values, position, &mut parts.v[at..at + dim]);
+                }
+                for i in (0..stride).step_by(S::LANES) {
+                    let mut keys = [S::splat(0.0); MAX_LANES];
+                    for (row, keys) in keys.iter_mut().enumerate().take(S::LANES) {
+                        *keys = S::load(parts.rows.as_ptr().add(row * stride + i));
+                    }
+                    S::transpose(&mut keys);
+                    for (column, keys) in keys.iter().enumerate().take(S::LANES) {
+                        S::store(parts.k.as_mut_ptr().add((i + column) * TILE + start - base), *keys);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Stored::load`].
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(&self, half: KvHalf, position: usize, out: &mut [f32]) {
+        let KvLayer { arena, layer } = *self.layer;
+        let shape = arena.shape();
+        let block = self.queries.row.blocks[position / shape.block_size] as usize;
+        let slot = position % shape.block_size;
+        let head = arena.head(layer, half, block, slot, self.queries.kv_head);
         // SAFETY: `head` holds `dim` elements, as many as `out`.
         unsafe {
             match shape.element {
-                KvElement::F32 => matmul::widen::<S, F32>(head.as_ptr(), out),
-                KvElement::Bf16 => matmul::widen::<S, Bf16>(head.as_ptr(), out),
+                KvElement::F32 => matmul::widen::<S, F32>(head, out),
+                KvElement::Bf16 => matmul::widen::<S, Bf16>(head, out),
+                KvElement::Int8 => widen_int8(head, out),
             }
         }
     }
 }
 
-/// `s[query][token] = q[query] . k[token]` for the first `tokens` of the tile. Padding is zero on both sides.
-///
 /// # Safety
-/// The CPU has `S`.
+/// A byte for each of `out` and four more can be read.
 #[inline(always)]
-unsafe fn scores<S: Simd>(parts: &mut Parts<'_>, queries: usize, tokens: usize) {
-    let stride = parts.stride;
-    let mut query = 0;
-    while query < queries {
-        // SAFETY: `queries` vectors in `q`, TILE in `k`, and TILE scores per query in `s`.
-        unsafe {
-            let product = Product {
-                x: parts.q.as_ptr().add(query * stride),
-                x_stride: stride,
-                w: parts.k.as_ptr().cast(),
-                w_stride: stride * 4,
-                k: stride,
-                to: parts.s.as_mut_ptr().add(query * TILE),
-                to_stride: TILE,
-            };
-            query += product.some_rows::<S, F32>(queries - query, tokens);
+unsafe fn widen_int8(head: *const u8, out: &mut [f32]) {
+    // SAFETY: as the caller grants.
+    unsafe {
+        let scale = head.add(out.len()).cast::<f32>().read_unaligned();
+        for (at, out) in out.iter_mut().enumerate() {
+            *out = f32::from(head.add(at).read() as i8) * scale;
         }
     }
 }
 
-/// Takes tokens `from..to` of the tile into a query's running softmax.
+/// `s[query][token] = q[query] . k[token]` for the first `tokens` of the tile (and some behind them), each dot product one element after
+/// the other.
 ///
 /// # Safety
-/// The CPU has `S`.
+/// The parts are as documented; the CPU has `S`.
 #[inline(always)]
-unsafe fn absorb<S: Simd>(parts: &mut Parts<'_>, query: usize, from: usize, to: usize) {
+unsafe fn score<S: Simd>(parts: &mut Parts<'_>, queries: usize, tokens: usize) {
+    let mut query = 0;
+    while query < queries {
+        // SAFETY: passed on; no more queries than are left are taken.
+        query += unsafe {
+            match (S::LANES, queries - query) {
+                (16, 8..) => score_some::<S, 8>(parts, query, tokens),
+                (_, 4..) => score_some::<S, 4>(parts, query, tokens),
+                (_, 2..) => score_some::<S, 2>(parts, query, tokens),
+                _ => score_some::<S, 1>(parts, query, tokens),
+            }
+        };
+    }
+}
+
+/// Scores of `Q` queries; returns `Q`.
+///
+/// # Safety
+/// As [`score`].
+#[inline(always)]
+unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usize, tokens: usize) -> usize {
+    let stride = parts.stride;
+    for token in (0..tokens).step_by(2 * S::LANES) {
+        // SAFETY: TILE is a multiple of 2 * LANES, so two vectors fit behind every such token.
+        unsafe {
+            let mut sums = [[S::splat(0.0); 2]; Q];
+            let q = parts.q.as_ptr().add(query * stride);
+            let k = parts.k.as_ptr().add(token);
+            for i in 0..stride {
+                let k = [S::load(k.add(i * TILE)), S::load(k.add(i * TILE + S::LANES))];
+                for (at, sums) in sums.iter_mut().enumerate() {
+                    let q = S::splat(*q.add(at * stride + i));
+                    *sums = [S::mul_add(q, k[0], sums[0]), S::mul_add(q, k[1], sums[1])];
+                }
+            }
+            let s = parts.s.as_mut_ptr().add(query * TILE + token);
+            for (at, sums) in sums.iter().enumerate() {
+                S::store(s.add(at * TILE), sums[0]);
+                S::store(s.add(at * TILE + S::LANES), sums[1]);
+            }
+        }
+    }
+    Q
+}
+
+/// Turns a query's scores into weights, zero outside of `seen`, and moves `max`, `sum` and `correction` on.
+///
+/// # Safety
+/// As [`score`]; `seen` lies within the tile.
+#[inline(always)]
+unsafe fn weigh<S: Simd>(parts: &mut Parts<'_>, query: usize, seen: Range<usize>) {
     let s = &mut parts.s[query * TILE..][..TILE];
-    s[..from].fill(f32::NEG_INFINITY);
-    s[to..].fill(f32::NEG_INFINITY);
-    // SAFETY: TILE is a multiple of LANES, as is `stride`; `acc` and `v` hold whole vectors of `stride` floats.
+    if seen.is_empty() {
+        s.fill(0.0);
+        parts.correction[query] = 1.0;
+        return;
+    }
+    s[..seen.start].fill(f32::NEG_INFINITY);
+    s[seen.end..].fill(f32::NEG_INFINITY);
+    // SAFETY: TILE is a multiple of LANES.
     unsafe {
         let mut top = S::splat(f32::NEG_INFINITY);
         for i in (0..TILE).step_by(S::LANES) {
             top = S::max(top, S::load(s.as_ptr().add(i)));
         }
         let max = S::max_lane(top).max(parts.max[query]);
-        let correction = S::exp(S::splat(parts.max[query] - max));
-        let mut sum = S::splat(0.0);
         for i in (0..TILE).step_by(S::LANES) {
             let weight = S::exp(S::sub(S::load(s.as_ptr().add(i)), S::splat(max)));
             S::store(s.as_mut_ptr().add(i), weight);
-            sum = S::add(sum, weight);
         }
-        parts.sum[query] = parts.sum[query] * S::max_lane(correction) + S::sum(sum);
-        parts.max[query] = max;
-        let acc = parts.acc.as_mut_ptr().add(query * parts.stride);
-        let mut i = 0;
-        while i + 4 * S::LANES <= parts.stride {
-            weigh::<S, 4>(
-                acc.add(i),
-                correction,
-                &s[from..to],
-                parts.v.as_ptr().add(from * parts.stride + i),
-                parts.stride,
-            );
-            i += 4 * S::LANES;
+        // `exp` of minus infinity is only as good as zero, and a weight of nothing is to be nothing.
+        s[..seen.start].fill(0.0);
+        s[seen.end..].fill(0.0);
+        let mut sum = S::splat(0.0);
+        for i in (0..TILE).step_by(S::LANES) {
+            sum = S::add(sum, S::load(s.as_ptr().add(i)));
         }
-        while i < parts.stride {
-            weigh::<S, 1>(
-                acc.add(i),
-                correction,
-                &s[from..to],
-                parts.v.as_ptr().add(from * parts.stride + i),
-                parts.stride,
-            );
-            i += S::LANES;
-        }
+        let correction = S::max_lane(S::exp(S::splat(parts.max[query] - max)));
+        parts.sum[query] = parts.sum[query] * correction + S::sum(sum);
+        (parts.max[query], parts.correction[query]) = (max, correction);
     }
 }
 
-/// `acc = acc * correction + sum of weights[j] * v[j]` over `N` vectors of a head.
+/// `acc = acc * correction + sum over tokens of weight * v`, one token after the other.
 ///
 /// # Safety
-/// `N` vectors at `acc`, and at `v` for each weight, `stride` floats apart; the CPU has `S`.
+/// As [`score`]; `tokens` lies within the tile.
 #[inline(always)]
-unsafe fn weigh<S: Simd, const N: usize>(
-    acc: *mut f32,
-    correction: S::V,
-    weights: &[f32],
-    v: *const f32,
-    stride: usize,
-) {
-    // SAFETY: passed on.
+unsafe fn add_values<S: Simd>(parts: &mut Parts<'_>, queries: usize, tokens: Range<usize>) {
+    let mut query = 0;
+    while query < queries {
+        // SAFETY: passed on; no more queries than are left are taken.
+        query += unsafe {
+            match (S::LANES, queries - query) {
+                (16, 4..) => add_some::<S, 4>(parts, query, tokens.clone()),
+                (_, 2..) => add_some::<S, 2>(parts, query, tokens.clone()),
+                _ => add_some::<S, 1>(parts, query, tokens.clone()),
+            }
+        };
+    }
+}
+
+/// Values for `Q` queries; returns `Q`.
+///
+/// # Safety
+/// As [`add_values`].
+#[inline(always)]
+unsafe fn add_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usize, tokens: Range<usize>) -> usize {
+    let mut at = 0;
+    while at < parts.stride {
+        // SAFETY: passed on; `at` and as many vectors lie within the stride, a multiple of LANES.
+        at += S::LANES
+            * unsafe {
+                match (parts.stride - at) / S::LANES {
+                    4.. => add_part::<S, Q, 4>(parts, query, at, tokens.clone()),
+                    _ => add_part::<S, Q, 1>(parts, query, at, tokens.clone()),
+                }
+            };
+    }
+    Q
+}
+
+/// `N` vectors of `Q` queries, from element `at` of each head on; returns `N`.
+///
+/// # Safety
+/// As [`add_values`], and the vectors lie within the stride.
+#[inline(always)]
+unsafe fn add_part<S: Simd, const Q: usize, const N: usize>(
+    parts: &mut Parts<'_>,
+    query: usize,
+    at: usize,
+    tokens: Range<usize>,
+) -> usize {
+    let stride = parts.stride;
+    // SAFETY: as the caller grants.
     unsafe {
-        let mut sums = [S::splat(0.0); N];
-        for (n, sum) in sums.iter_mut().enumerate() {
-            *sum = S::mul(S::load(acc.add(n * S::LANES)), correction);
-        }
-        for (j, weight) in weights.iter().enumerate() {
-            let weight = S::splat(*weight);
+        let acc = parts.acc.as_mut_ptr().add(query * stride + at);
+        let s = parts.s.as_ptr().add(query * TILE);
+        let mut sums = [[S::splat(0.0); N]; Q];
+        for (q, sums) in sums.iter_mut().enumerate() {
+            let correction = S::splat(parts.correction[query + q]);
             for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = S::mul_add(weight, S::load(v.add(j * stride + n * S::LANES)), *sum);
+                *sum = S::mul(S::load(acc.add(q * stride + n * S::LANES)), correction);
             }
         }
-        for (n, sum) in sums.iter().enumerate() {
-            S::store(acc.add(n * S::LANES), *sum);
+        for token in tokens {
+            let v = parts.v.as_ptr().add(token * stride + at);
+            let mut values = [S::splat(0.0); N];
+            for (n, value) in values.iter_mut().enumerate() {
+                *value = S::load(v.add(n * S::LANES));
+            }
+            for (q, sums) in sums.iter_mut().enumerate() {
+                let weight = S::splat(*s.add(q * TILE + token));
+                for (sum, value) in sums.iter_mut().zip(values) {
+                    *sum = S::mul_add(weight, value, *sum);
+                }
+            }
+        }
+        for (q, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
+                S::store(acc.add(q * stride + n * S::LANES), *sum);
+            }
         }
     }
+    N
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, pointwise
 //!                        ─► quant::Dot (integer vectors) ─► quant: products of 8-bit and 4-bit weights
 //! Pool (threads)         ─► split by output element, never by what is summed
-//! KvArena, MappedFile    ─► where keys, values and weights lie
+//! KvArena, MappedFile    ─► where keys, values and weights lie; KvMemory, Checksum: how KV leaves the process
 //! ```
 
 #[cfg(target_endian = "big")]
@@ -15,9 +15,11 @@ compile_error!("weights and KV are little endian in memory");
 
 mod arena;
 mod attention;
+mod checksum;
 pub mod limits;
 mod mapped;
 mod matmul;
+mod memory;
 mod pointwise;
 mod pool;
 mod quant;
@@ -25,10 +27,12 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use arena::{KvArena, KvElement, KvHalf, KvShape, LayerRead, LayerWrite};
-pub use attention::{AttentionRow, AttentionShape, attention};
+pub use arena::{KvArena, KvElement, KvHalf, KvLayer, KvRow, KvShape};
+pub use attention::{AttentionShape, attention};
+pub use checksum::Checksum;
 pub use mapped::MappedFile;
 pub use matmul::{Element, SEGMENTS, Segments, WeightView, matmul, tree_sum};
+pub use memory::{ForeignMemory, KvMemory};
 pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
 pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};

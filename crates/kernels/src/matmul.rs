@@ -16,7 +16,6 @@
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
-mod dot;
 mod load;
 mod micro;
 mod panel;
@@ -28,7 +27,6 @@ mod weight;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-pub(crate) use dot::Product;
 pub(crate) use load::{Bf16, F32, widen};
 pub(crate) use segments::WAITING;
 pub use segments::{SEGMENTS, Segments, tree_sum};

@@ -4,8 +4,10 @@
 //! tensor-parallel degree mean the same bytes by it.
 
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Number of a block in one instance's pool and store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -16,14 +18,20 @@ pub struct BlockId(pub u32);
 pub enum KvDtype {
     F32,
     Bf16,
+    /// Signed bytes with a scale, as f32, for each head of each token; it stands behind them.
+    Int8,
 }
 
 impl KvDtype {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
+    /// Every type, in the order in which they are listed to users.
+    pub const ALL: [KvDtype; 3] = [KvDtype::Bf16, KvDtype::F32, KvDtype::Int8];
+
+    /// Bytes of the keys (or values) of one head of one token. Saturates instead of overflowing.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvDtype::F32 => 4,
-            KvDtype::Bf16 => 2,
+            KvDtype::F32 => head_dim.saturating_mul(4),
+            KvDtype::Bf16 => head_dim.saturating_mul(2),
+            KvDtype::Int8 => head_dim.saturating_add(size_of::<f32>()),
         }
     }
 
@@ -31,6 +39,7 @@ impl KvDtype {
         match self {
             KvDtype::F32 => "f32",
             KvDtype::Bf16 => "bf16",
+            KvDtype::Int8 => "int8",
         }
     }
 }
@@ -45,11 +54,8 @@ impl FromStr for KvDtype {
     type Err = KvError;
 
     fn from_str(name: &str) -> Result<Self, KvError> {
-        match name {
-            "f32" => Ok(KvDtype::F32),
-            "bf16" => Ok(KvDtype::Bf16),
-            _ => Err(KvError::Dtype { found: name.to_owned() }),
-        }
+        let found = KvDtype::ALL.into_iter().find(|dtype| dtype.as_str() == name);
+        found.ok_or_else(|| KvError::Dtype { found: name.to_owned() })
     }
 }
 
@@ -69,7 +75,7 @@ pub struct KvLayout {
 impl KvLayout {
     /// Bytes of K and V of one token in one layer for `heads` heads. Saturates instead of overflowing.
     pub fn token_bytes(&self, heads: u32) -> usize {
-        2usize.saturating_mul(heads as usize).saturating_mul(self.head_dim as usize).saturating_mul(self.dtype.size())
+        2usize.saturating_mul(heads as usize).saturating_mul(self.dtype.head_bytes(self.head_dim as usize))
     }
 
     /// Bytes of one block over all layers and heads.
@@ -87,7 +93,7 @@ pub struct KvSpan {
 }
 
 impl KvSpan {
-    /// Bytes of the canonical form: K then V, each `[token][head][head_dim]`. Safe on foreign numbers: saturates, never overflows.
+    /// Bytes of the canonical form: K then V, each `[token][head]`, a head as its [`KvDtype`] says. Safe on foreign numbers: saturates, never overflows.
     pub fn payload_bytes(&self, layout: &KvLayout) -> usize {
         let heads = self.heads.end.saturating_sub(self.heads.start);
         let tokens = self.tokens.end.saturating_sub(self.tokens.start);
@@ -163,12 +169,45 @@ pub trait KvStore: Send + Sync {
 
     /// Copies `bytes` over the span.
     fn write(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvError>;
+
+    /// This memory as one that can be copied from without going through the process that owns it; `None` if it cannot.
+    fn shareable(&self) -> Option<&dyn ShareableKv> {
+        None
+    }
+}
+
+/// KV memory that another process of the host may open, and that can open another's.
+pub trait ShareableKv: Send + Sync {
+    /// What the other process needs.
+    fn share(&self) -> SharedKv;
+
+    /// XXH3-64 of the span's canonical form, with a seed.
+    fn checksum(&self, span: &KvSpan, blocks: &[BlockId], seed: u64) -> Result<u64, KvError>;
+
+    /// Opens the memory of another instance of the same model, to copy from it into this one.
+    fn open(&self, theirs: &SharedKv) -> Result<Box<dyn KvSource>, KvError>;
+}
+
+/// An instance's KV memory as others of its host may open it. What it says comes from the other side and is checked when it is opened.
+#[derive(Clone, Debug)]
+pub struct SharedKv {
+    /// The memory of all ranks, one after the other.
+    pub file: Arc<File>,
+    pub layout: KvLayout,
+    pub ranks: u32,
+}
+
+/// Another instance's KV memory, opened by [`ShareableKv::open`].
+pub trait KvSource: Send + Sync {
+    /// Copies the span out of their blocks into ours, and returns the [`ShareableKv::checksum`] of what was copied. `ours[i]` holds the tokens
+    /// from `i` x block size on, as everywhere; of `theirs`, the first is the one that holds the span's first token.
+    fn copy(&self, span: &KvSpan, theirs: &[BlockId], ours: &[BlockId], seed: u64) -> Result<u64, KvError>;
 }
 
 /// A span or dtype that this instance's KV memory does not have.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum KvError {
-    #[error("kv dtype is `{found}`, expected f32 or bf16")]
+    #[error("kv dtype is `{found}`, expected bf16, f32 or int8")]
     Dtype { found: String },
     #[error("layer {layer} of a model with {layers} layers")]
     Layer { layer: u32, layers: u32 },
@@ -180,6 +219,8 @@ pub enum KvError {
     Block { block: u32, blocks: u32 },
     #[error("{found} bytes for a span of {expected} bytes")]
     Length { expected: usize, found: usize },
+    #[error("shared KV memory: {reason}")]
+    Shared { reason: String },
 }
 
 #[cfg(test)]
@@ -222,7 +263,7 @@ mod tests {
 
     #[test]
     fn dtype_names_round_trip() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in KvDtype::ALL {
             assert_eq!(dtype.as_str().parse(), Ok(dtype));
         }
         assert!("fp8".parse::<KvDtype>().is_err());

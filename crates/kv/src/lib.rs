@@ -10,6 +10,6 @@ mod pool;
 mod table;
 
 pub use chain::{BlockHash, ChainRoot, hash_chain};
-pub use layout::{BlockId, BlockRun, KvDtype, KvError, KvLayout, KvSpan, KvStore};
+pub use layout::{BlockId, BlockRun, KvDtype, KvError, KvLayout, KvSource, KvSpan, KvStore, ShareableKv, SharedKv};
 pub use pool::{BlockPool, BlockRef, LedgerRow, Owner, Phase, PhaseCounts, PoolFull, PoolStats};
 pub use table::BlockTable;

@@ -54,7 +54,7 @@ impl TransferConfig {
 pub enum TransportKind {
     /// Both ends in one process.
     Inproc,
-    /// Bytes through a file in shared memory, frames over TCP; both ends on one host.
+    /// D copies out of P's memory, frames go over TCP; both ends on one host.
     Shm,
     /// Own framing over TCP.
     Tcp,

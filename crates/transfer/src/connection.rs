@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use types::{RequestId, RequestKey};
 
 use crate::handshake::{self, Peer};
+use crate::piece::Carriage;
 use crate::shipment::{Next, Sending, Shipment};
 use crate::ticket::Endpoint;
 use crate::transport::FrameSink;
@@ -60,6 +61,8 @@ struct InFlight {
     shipment: Arc<Shipment>,
     sending: Sending,
     bytes: u64,
+    /// D copies from them until it has answered.
+    _blocks: Option<Arc<BlockTable>>,
 }
 
 /// What the pump does next.
@@ -67,6 +70,23 @@ enum Step {
     Abandon(Abandon),
     Piece { shipment: Arc<Shipment>, sending: Sending, blocks: Arc<BlockTable> },
     Wait,
+}
+
+impl State {
+    /// For a new piece.
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    fn sent(&mut self, piece: InFlight) {
+        let Some(number) = piece.sending.number else { return };
+        if self.in_flight.is_empty() {
+            self.answered_at = Some(Instant::now());
+        }
+        self.in_flight_bytes += piece.bytes;
+        self.in_flight.insert(number, piece);
+    }
 }
 
 impl Connection {
@@ -136,13 +156,13 @@ impl Connection {
     /// Connects, and carries shipments until the connection is lost. `only` is the transport that was chosen before.
     pub(crate) async fn run(self: Arc<Self>, only: Option<TransportKind>) {
         let hello = handshake::hello(&self.config, &self.store.layout());
-        let error = match choose::connect(&self.config, &hello, &self.peer, &self.endpoints, only).await {
+        let error = match choose::connect(&self.config, &*self.store, &hello, &self.peer, &self.endpoints, only).await {
             Err(error) => error,
-            Ok(Connected { link, kind, address, credit }) => {
+            Ok(Connected { link, kind, address, credit, carriage }) => {
                 let _ = self.kind.set(kind);
                 let reason = tokio::select! {
                     biased;
-                    reason = self.pump(link.sink, credit) => reason,
+                    reason = self.pump(link.sink, credit, carriage) => reason,
                     reason = self.replies(link.replies, kind) => reason,
                     reason = self.stalled() => reason,
                 };
@@ -164,22 +184,18 @@ impl Connection {
     }
 
     /// Sends what there is to send, for ever; returns why it cannot.
-    async fn pump(&self, mut sink: Box<dyn FrameSink>, credit: u64) -> String {
+    async fn pump(&self, mut sink: Box<dyn FrameSink>, credit: u64, carriage: Carriage) -> String {
         let mut payload = Vec::new();
         loop {
-            let sent = match self.step(credit) {
+            let sent = match self.step(credit, carriage) {
                 Step::Wait => {
                     self.wake.notified().await;
                     continue;
                 }
                 Step::Abandon(abandon) => sink.send(Frame::Abandon(abandon), &mut Vec::new()).await,
                 Step::Piece { shipment, sending, blocks } => {
-                    match self.read(&shipment, sending, &blocks, &mut payload) {
-                        // What is read may change now; the piece has its own copy.
-                        Ok(piece) => {
-                            drop(blocks);
-                            sink.send(Frame::Piece(piece), &mut payload).await
-                        }
+                    match self.prepare(&shipment, sending, blocks, carriage, &mut payload) {
+                        Ok(piece) => sink.send(Frame::Piece(piece), &mut payload).await,
                         Err(error) => {
                             shipment.fail(error);
                             continue;
@@ -196,7 +212,7 @@ impl Connection {
     }
 
     /// One piece of the shipment that has waited longest.
-    fn step(&self, credit: u64) -> Step {
+    fn step(&self, credit: u64, carriage: Carriage) -> Step {
         let mut state = self.state.lock();
         if let Some(abandon) = state.abandons.pop_front() {
             return Step::Abandon(abandon);
@@ -205,7 +221,7 @@ impl Connection {
         let used = state.in_flight_bytes;
         let fits = |bytes| used == 0 || used + bytes <= credit;
         while let Some(shipment) = state.queue.pop_front() {
-            match shipment.next(fits) {
+            match shipment.next(carriage, fits) {
                 Next::Piece { sending, blocks } => {
                     state.queue.push_back(shipment.clone());
                     return Step::Piece { shipment, sending, blocks };
@@ -220,28 +236,35 @@ impl Connection {
         Step::Wait
     }
 
-    /// Reads a piece's bytes into `payload`, and notes that it is on its way.
-    fn read(
+    /// Makes a piece's header, reads its bytes into `payload` if they are to be sent, and notes that it is on its way.
+    fn prepare(
         &self,
         shipment: &Arc<Shipment>,
         mut sending: Sending,
-        blocks: &BlockTable,
+        blocks: Arc<BlockTable>,
+        carriage: Carriage,
         payload: &mut Vec<u8>,
     ) -> Result<Piece, TransferError> {
-        payload.resize(sending.span.payload_bytes(&self.store.layout()), 0);
-        self.store.read(&sending.span, blocks.ids(), payload)?;
-        let mut state = self.state.lock();
-        let number = sending.number.unwrap_or(state.next_number);
-        state.next_number = state.next_number.max(number + 1);
-        let piece = piece::header(number, &shipment.key, &shipment.capability, &sending.span, payload);
-        sending.number = Some(number);
-        sending.attempts += 1;
-        let bytes = piece.payload_len;
-        if state.in_flight.is_empty() {
-            state.answered_at = Some(Instant::now());
-        }
-        state.in_flight_bytes += bytes;
-        state.in_flight.insert(number, InFlight { shipment: shipment.clone(), sending, bytes });
+        let number = sending.number.unwrap_or_else(|| self.state.lock().number());
+        let (span, layout) = (&sending.span, self.store.layout());
+        let (key, capability, bytes) = (&shipment.key, &shipment.capability, span.payload_bytes(&layout));
+        payload.clear();
+        let (piece, held) = match (carriage, self.store.shareable()) {
+            (Carriage::Fetched, Some(memory)) => {
+                let mut piece = piece::header(number, key, capability, span, bytes);
+                piece.checksum = memory.checksum(span, blocks.ids(), piece::seed(&piece))?;
+                piece.shm_blocks = piece::blocks_of(span, blocks.ids(), layout.block_size);
+                (piece, Some(blocks))
+            }
+            _ => {
+                payload.resize(bytes, 0);
+                self.store.read(span, blocks.ids(), payload)?;
+                // What was read may change from here on; the piece has its own copy.
+                (piece::sealed(number, key, capability, span, payload), None)
+            }
+        };
+        (sending.number, sending.attempts) = (Some(number), sending.attempts + 1);
+        self.state.lock().sent(InFlight { shipment: shipment.clone(), sending, bytes: bytes as u64, _blocks: held });
         Ok(piece)
     }
 
@@ -259,7 +282,7 @@ impl Connection {
     fn on_reply(&self, reply: KvReply, kind: TransportKind) -> Result<(), String> {
         match reply.body.ok_or("a reply of a kind that we do not know")? {
             Reply::Ack(ack) => {
-                let InFlight { shipment, sending, bytes } = self.answered(ack.piece)?;
+                let InFlight { shipment, sending, bytes, .. } = self.answered(ack.piece)?;
                 self.counters.count_piece(kind, bytes);
                 shipment.acknowledged(&sending.span, kind);
             }

@@ -86,7 +86,7 @@ pub fn connection_example(store: &dyn KvStore) -> Vec<u8> {
     for (number, layer) in (0..layout.layers.min(2)).enumerate() {
         let span = KvSpan { layer, heads: 0..layout.kv_heads, tokens: TOKENS };
         let payload = vec![number as u8; span.payload_bytes(&layout)];
-        let head = piece::header(number as u64, &key(), &CAPABILITY, &span, &payload);
+        let head = piece::sealed(number as u64, &key(), &CAPABILITY, &span, &payload);
         say(Body::Piece(head), &payload);
     }
     bytes

@@ -1,9 +1,11 @@
 //! The start of a connection: what both sides run, compared field by field before any piece.
 
 use std::fmt::Display;
+use std::fs::File;
+use std::sync::Arc;
 
-use kv::KvLayout;
-use proto::kv::{KvHello, KvMismatch, KvShape, KvWelcome};
+use kv::{KvError, KvLayout, SharedKv};
+use proto::kv::{KvHello, KvMismatch, KvShape, KvShared, KvWelcome};
 use types::InstanceId;
 
 use crate::{TransferConfig, TransferError};
@@ -21,13 +23,31 @@ pub(crate) fn hello(config: &TransferConfig, layout: &KvLayout) -> KvHello {
             head_dim: layout.head_dim,
             dtype: layout.dtype.to_string(),
         }),
-        shm_path: String::new(),
-        shm_bytes: 0,
-        shm_probe: Default::default(),
+        shared: None,
     }
 }
 
-/// D's answer. `shm_refusal` is why an offered file cannot be used, empty if it can or none was offered.
+/// What a sender says of memory that may be mapped; `socket` hands its file over.
+pub(crate) fn describe(memory: &SharedKv, socket: String) -> KvShared {
+    let KvLayout { block_size, blocks, .. } = memory.layout;
+    KvShared { socket, block_size, blocks, ranks: memory.ranks }
+}
+
+/// The memory that a hello offers, whose file is here. Nothing of it is checked but its dtype.
+pub(crate) fn offered(hello: &KvHello, shared: &KvShared, file: Arc<File>) -> Result<SharedKv, String> {
+    let shape = hello.shape.clone().unwrap_or_default();
+    let layout = KvLayout {
+        layers: shape.layers,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        dtype: shape.dtype.parse().map_err(|error: KvError| error.to_string())?,
+        block_size: shared.block_size,
+        blocks: shared.blocks,
+    };
+    Ok(SharedKv { file, layout, ranks: shared.ranks })
+}
+
+/// D's answer. `shm_refusal` is why offered memory cannot be used, empty if it can or none was offered.
 pub(crate) fn welcome(config: &TransferConfig, layout: &KvLayout, hello: &KvHello, shm_refusal: String) -> KvWelcome {
     KvWelcome {
         protocol: proto::PROTOCOL.min(hello.protocol),

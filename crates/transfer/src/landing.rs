@@ -20,6 +20,7 @@ use types::RequestKey;
 use crate::coverage::Coverage;
 use crate::receiver::Registry;
 use crate::ticket::{Capability, same_capability};
+use crate::transport::Payload;
 use crate::{Refusal, TransferError, TransportKind, piece};
 
 /// What D sets aside for one attempt.
@@ -133,21 +134,24 @@ impl Site {
         if matches!(arrival.outcome, Some(Err(_))) { Err(Refusal::Closed) } else { Ok(span) }
     }
 
-    /// Checks and writes the payload of an admitted piece.
+    /// Checks and writes the payload of an admitted piece. One that is fetched is checked once it is here; until it is right, it has not
+    /// landed, and is written over.
     pub(crate) fn land(
         &self,
         header: &Piece,
         span: KvSpan,
-        payload: &[u8],
+        payload: Payload<'_>,
         source: &Source,
         now: Instant,
     ) -> Result<Landed, Refusal> {
-        // gRPC delivers whatever length the peer chose.
-        if payload.len() as u64 != header.payload_len {
-            return Err(Refusal::Length);
-        }
-        if piece::checksum(header, payload) != header.checksum {
-            return Err(Refusal::Checksum);
+        if let Payload::Sent(bytes) = payload {
+            // gRPC delivers whatever length the peer chose.
+            if bytes.len() as u64 != header.payload_len {
+                return Err(Refusal::Length);
+            }
+            if piece::checksum(header, bytes) != header.checksum {
+                return Err(Refusal::Checksum);
+            }
         }
         let mut arrival = self.arrival.lock();
         self.expire(&mut arrival, now);
@@ -160,16 +164,26 @@ impl Site {
         if arrival.covered.overlaps(&span) {
             return Err(Refusal::Overlap);
         }
-        if let Err(error) = self.store.write(&span, &self.blocks, payload) {
-            tracing::error!(key = %self.key, %error, "kv store refuses a piece that was in range");
-            self.end(&mut arrival, Err(error.into()));
-            return Err(Refusal::OutOfRange);
+        match payload {
+            Payload::Sent(bytes) => {
+                if let Err(error) = self.store.write(&span, &self.blocks, bytes) {
+                    tracing::error!(key = %self.key, %error, "kv store refuses a piece that was in range");
+                    self.end(&mut arrival, Err(error.into()));
+                    return Err(Refusal::OutOfRange);
+                }
+            }
+            Payload::Fetched { memory, blocks } => {
+                let copied = memory.copy(&span, &blocks, &self.blocks, piece::seed(header));
+                if copied.map_err(|_| Refusal::OutOfRange)? != header.checksum {
+                    return Err(Refusal::Checksum);
+                }
+            }
         }
         arrival.covered.add(&span);
         arrival.pieces.insert(span);
         arrival.deadline = now + self.lease;
         arrival.stats.transport = Some(source.kind);
-        arrival.stats.bytes += payload.len() as u64;
+        arrival.stats.bytes += header.payload_len;
         arrival.stats.pieces += 1;
         arrival.source = Some(source.clone());
         if arrival.covered.len() == self.cells() {

@@ -51,7 +51,7 @@ pub(crate) struct Registry {
     pub(crate) config: TransferConfig,
     pub(crate) layout: KvLayout,
     pub(crate) counters: Counters,
-    store: Arc<dyn KvStore>,
+    pub(crate) store: Arc<dyn KvStore>,
     /// One open site per request: its newest attempt.
     sites: Mutex<BTreeMap<RequestId, Arc<Site>>>,
     /// Where we can be reached, for tickets.

@@ -58,7 +58,9 @@ impl Connection {
             None => return Ok(false),
         };
         self.peer = InstanceId::from(hello.instance.as_str());
-        let shm_refusal = frames.share(&hello).err().unwrap_or_default();
+        let opened = timeout(self.registry.config.bounds.hello, frames.open(&hello, &*self.registry.store)).await;
+        let shm_refusal =
+            opened.unwrap_or_else(|_| Err("it was not handed over in time".to_owned())).err().unwrap_or_default();
         let welcome = handshake::welcome(&self.registry.config, &self.registry.layout, &hello, shm_refusal);
         if let Some(mismatch) = &welcome.mismatch {
             let (field, ours, theirs) = (&mismatch.field, &mismatch.ours, &mismatch.theirs);

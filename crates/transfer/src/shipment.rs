@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use types::RequestKey;
 
 use crate::coverage::Coverage;
+use crate::piece::Carriage;
 use crate::ticket::{Capability, Ticket};
 use crate::{TransferError, TransferStats, TransportKind, piece};
 
@@ -120,13 +121,13 @@ impl Shipment {
     }
 
     /// The next piece to send. `fits` says whether the credit allows so many bytes; the piece stays where it is if not.
-    pub(crate) fn next(&self, fits: impl Fn(u64) -> bool) -> Next {
+    pub(crate) fn next(&self, carriage: Carriage, fits: impl Fn(u64) -> bool) -> Next {
         let mut progress = self.progress.lock();
         let Some(blocks) = progress.blocks.clone().filter(|_| progress.outcome.is_none()) else {
             progress.queued = false;
             return Next::Nothing;
         };
-        let Some(sending) = progress.take(&self.layout) else {
+        let Some(sending) = progress.take(&self.layout, carriage) else {
             progress.queued = false;
             return Next::Nothing;
         };
@@ -222,11 +223,11 @@ impl Progress {
     }
 
     /// Takes the next piece: what was taken before and put back, else the front of what is ready, cut to size.
-    fn take(&mut self, layout: &KvLayout) -> Option<Sending> {
+    fn take(&mut self, layout: &KvLayout, carriage: Carriage) -> Option<Sending> {
         if let Some(sending) = self.resend.pop_front() {
             return Some(sending);
         }
-        let mut cuts = piece::cut(self.ready.pop_front()?, layout);
+        let mut cuts = piece::cut(self.ready.pop_front()?, layout, carriage);
         let span = cuts.next()?;
         let rest: Vec<_> = cuts.collect();
         rest.into_iter().rev().for_each(|span| self.ready.push_front(span));
@@ -282,7 +283,7 @@ mod tests {
     }
 
     fn taken(shipment: &Shipment) -> Vec<KvSpan> {
-        let next = || match shipment.next(|_| true) {
+        let next = || match shipment.next(Carriage::Sent, |_| true) {
             Next::Piece { sending, .. } => Some(sending.span),
             Next::NoCredit | Next::Nothing => None,
         };
@@ -314,7 +315,7 @@ mod tests {
     fn a_piece_stays_until_the_credit_allows_it() {
         let shipment = shipment(0..8);
         shipment.report(0, 0..4, 0..8);
-        assert!(matches!(shipment.next(|bytes| bytes < 256), Next::NoCredit));
+        assert!(matches!(shipment.next(Carriage::Sent, |bytes| bytes < 256), Next::NoCredit));
         assert_eq!(taken(&shipment), [span(0, 0..4, 0..8)]);
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cores::CpuList;
+
 /// Flags of a prefill or decode instance. Both `--flag value` and `--flag=value` work.
 #[derive(Args, Clone, Debug)]
 pub struct WorkerArgs {
@@ -57,13 +59,18 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub kv_cache_memory: Option<u64>,
 
-    /// Element type of the KV cache: auto (as the model), bf16 or f32.
+    /// Element type of the KV cache: auto (as the model), bf16, f32, or int8 (half of bf16, with a scale per token and head). P and D must
+    /// agree.
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub kv_cache_dtype: String,
 
     /// Compute threads. Default: the cores this process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
+
+    /// Cores for all threads of this instance, as `taskset` writes them: 0-3,8. Default: those that the process was given.
+    #[arg(long, value_name = "CORES")]
+    pub cpu_list: Option<CpuList>,
 
     /// Where to compute: cpu or auto.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]

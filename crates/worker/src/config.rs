@@ -130,7 +130,9 @@ fn engine_config(args: &WorkerArgs, tensor_parallel_size: usize) -> Result<Engin
     }
     let kv_dtype = match args.kv_cache_dtype.as_str() {
         "auto" => None,
-        dtype => Some(dtype.parse::<KvDtype>().map_err(|_| flag("--kv-cache-dtype", dtype, "auto, bf16 or f32"))?),
+        dtype => {
+            Some(dtype.parse::<KvDtype>().map_err(|_| flag("--kv-cache-dtype", dtype, "auto, bf16, f32 or int8"))?)
+        }
     };
     let quantization = match args.quantization.as_deref() {
         None | Some("" | "none") => None,

@@ -11,6 +11,7 @@
 mod args;
 mod config;
 mod control;
+mod cores;
 mod engine_thread;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
@@ -22,6 +23,7 @@ mod server;
 pub use args::WorkerArgs;
 pub use config::{Config, ConfigError};
 pub use control::{Attempt, AttemptJob, Compiling, Introduction, Order, RoleService};
+pub use cores::CpuList;
 pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
 pub use runner::{
     Event, Failure, Goal, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,

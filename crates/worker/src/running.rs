@@ -30,6 +30,9 @@ pub async fn run(
     start: impl AsyncFnOnce(Config) -> anyhow::Result<Running>,
 ) -> anyhow::Result<()> {
     let config = Config::decide(args, role)?;
+    if let Some(cores) = &args.cpu_list {
+        cores.apply().with_context(|| format!("--cpu-list {cores}: this process may not use all of these cores"))?;
+    }
     let _exporter = telemetry::init(config.instance.as_str())?;
     start(config).await?.until_signal().await
 }

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Name that clients use in `model` [default: the model directory's name]
     #[arg(long, value_name = "NAME")]
     pub(super) served_model_name: Option<String>,
-    /// Compute threads of each worker [default: the cores, shared among the workers]
+    /// Compute threads of each worker, on whatever cores [default: the cores are shared out, and each worker keeps to its own]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
     /// Prompt + output limit in tokens [default: what the model was made for]
@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Keep packed weights in this directory: all workers map and share one copy, and the next start is quick
     #[arg(long, value_name = "DIR", requires = "quantization")]
     pub(super) pack_cache: Option<PathBuf>,
-    /// KV element type: auto, bf16 or f32
+    /// KV element type: auto, bf16, f32 or int8
     #[arg(long, value_name = "TYPE")]
     pub(super) kv_cache_dtype: Option<String>,
     /// KV transports that workers may use, best first: shm, tcp, grpc

@@ -9,7 +9,7 @@ use engine::{
     Batch, BatchRow, Engine, EngineConfig, NoObserver, Probe, Quantization, SampleRequest, StepObserver, embed,
     generate, prompt_scores,
 };
-use kv::{BlockId, BlockPool, KvSpan};
+use kv::{BlockId, BlockPool, KvDtype, KvSpan};
 use types::{GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId};
 
 /// Every family, and a model with biases that eight ranks can share.
@@ -83,6 +83,10 @@ fn texts_do_not_depend_on_how_they_are_computed() {
         check("one thread", EngineConfig { threads: 1, ..base.clone() }, 1000);
         check("three threads", EngineConfig { threads: 3, ..base.clone() }, 20);
         check("two ranks", EngineConfig { tensor_parallel_size: 2, ..base.clone() }, 6);
+        let int8 = EngineConfig { kv_dtype: Some(KvDtype::Int8), ..base.clone() };
+        let expected = texts(&int8, 1000);
+        let small = EngineConfig { block_size: 8, threads: 3, tensor_parallel_size: 2, ..int8 };
+        assert_eq!(texts(&small, 7), expected, "{}: int8", model.display());
         if model == dir.path() {
             check("four ranks", EngineConfig { tensor_parallel_size: 4, ..base.clone() }, 1000);
             check("eight ranks", EngineConfig { tensor_parallel_size: 8, ..base.clone() }, 9);

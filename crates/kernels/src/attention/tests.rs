@@ -40,7 +40,7 @@ impl Case {
         (0..self.tokens.div_ceil(self.block_size) as u32).rev().collect()
     }
 
-    fn arena(&self) -> KvArena {
+    fn arena(&self) -> std::sync::Arc<KvArena> {
         let blocks = self.blocks();
         let shape = KvShape {
             layers: 1,
@@ -50,14 +50,12 @@ impl Case {
             blocks: blocks.len(),
             element: self.element,
         };
-        let arena = KvArena::new(shape).unwrap();
-        let mut layer = arena.write(0);
+        let arena = KvArena::of_ranks(shape, 1).unwrap().remove(0);
+        let (pool, row) =
+            (Pool::new("test", 1).unwrap(), KvRow { first: 0, count: self.tokens, start: 0, blocks: &blocks });
         for (half, all) in [(KvHalf::Keys, self.keys()), (KvHalf::Values, self.values())] {
-            for (position, token) in all.chunks_exact(self.kv_width()).enumerate() {
-                layer.store(half, blocks[position / self.block_size] as usize, position % self.block_size, token);
-            }
+            arena.store(Isa::PORTABLE, &pool, 0, half, &[row], &all);
         }
-        drop(layer);
         arena
     }
 
@@ -69,19 +67,37 @@ impl Case {
         for start in (0..self.tokens).step_by(chunk) {
             let count = chunk.min(self.tokens - start);
             let range = start * self.width()..(start + count) * self.width();
-            let row = AttentionRow { first: 0, count, start, blocks: &blocks };
-            attention(isa, &pool, &self.shape, &[row], &arena.read(0), &q[range.clone()], &mut out[range]);
+            let row = KvRow { first: 0, count, start, blocks: &blocks };
+            attention(
+                isa,
+                &pool,
+                &self.shape,
+                &[row],
+                &KvLayer { arena: &arena, layer: 0 },
+                &q[range.clone()],
+                &mut out[range],
+            );
         }
         out
     }
 
+    /// What an arena keeps of `values`.
+    fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
+        for head in values.chunks_exact_mut(self.shape.head_dim) {
+            let scale = head.iter().fold(0.0f32, |top, value| top.max(value.abs())) / 127.0;
+            let round = |value: f32| match self.element {
+                KvElement::F32 => value,
+                KvElement::Bf16 => bf16::from_f32(value).to_f32(),
+                KvElement::Int8 => (value / scale).round() * scale,
+            };
+            head.iter_mut().for_each(|value| *value = round(*value));
+        }
+        values
+    }
+
     /// The textbook, in f64.
     fn reference(&self) -> Vec<f32> {
-        let round = |v: f32| match self.element {
-            KvElement::F32 => f64::from(v),
-            KvElement::Bf16 => f64::from(bf16::from_f32(v).to_f32()),
-        };
-        let (q, k, v) = (self.q(), self.keys(), self.values());
+        let (q, k, v) = (self.q(), self.rounded(self.keys()), self.rounded(self.values()));
         let (dim, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
         let mut out = Vec::new();
         for position in 0..self.tokens {
@@ -89,12 +105,12 @@ impl Case {
                 let q = &q[position * self.width() + head * dim..][..dim];
                 let at = |token: usize| token * self.kv_width() + head / group * dim;
                 let first = if self.shape.window == 0 { 0 } else { (position + 1).saturating_sub(self.shape.window) };
-                let dot = |token: usize| (0..dim).map(|i| f64::from(q[i]) * round(k[at(token) + i])).sum::<f64>();
+                let dot = |token: usize| (0..dim).map(|i| f64::from(q[i]) * f64::from(k[at(token) + i])).sum::<f64>();
                 let weights: Vec<f64> =
                     (first..=position).map(|token| (dot(token) / (dim as f64).sqrt()).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 let value =
-                    |i| (first..=position).zip(&weights).map(|(token, w)| w * round(v[at(token) + i])).sum::<f64>();
+                    |i| (first..=position).zip(&weights).map(|(token, w)| w * f64::from(v[at(token) + i])).sum::<f64>();
                 out.extend((0..dim).map(|i| (value(i) / sum) as f32));
             }
         }
@@ -117,7 +133,7 @@ fn agrees_with_the_textbook() {
             case(4, 4, 64, 16, 90),
             case(2, 1, 128, 5, 40),
         ] {
-            for element in [KvElement::F32, KvElement::Bf16] {
+            for element in [KvElement::F32, KvElement::Bf16, KvElement::Int8] {
                 let case = Case { element, ..base };
                 close(&format!("{isa} {case:?}"), &case.run(isa, 2, case.tokens), &case.reference(), 2e-6);
             }
@@ -131,8 +147,10 @@ proptest! {
     #[test]
     fn chunks_blocks_and_threads_do_not_change_bits(
         tokens in 1usize..100, window in 0usize..40, chunk in 1usize..50, block in 1usize..5, threads in 1usize..4, seed: u64,
+        int8: bool,
     ) {
-        let base = Case { seed, element: KvElement::Bf16, ..case(4, 2, 16, window, tokens) };
+        let element = if int8 { KvElement::Int8 } else { KvElement::Bf16 };
+        let base = Case { seed, element, ..case(4, 2, 16, window, tokens) };
         for isa in Isa::available() {
             let expected = bits(&base.run(isa, 1, tokens));
             let other = Case { block_size: 8 * block, ..base };
@@ -147,19 +165,20 @@ proptest! {
 fn foreign_bytes_do_not_leak_in() {
     let case = Case { block_size: 32, ..case(2, 1, 16, 8, 40) };
     let (arena, blocks, q) = (case.arena(), case.blocks(), case.q());
-    let row = AttentionRow { first: 0, count: 1, start: 39, blocks: &blocks };
+    let row = KvRow { first: 0, count: 1, start: 39, blocks: &blocks };
     let last = &q[39 * case.width()..];
     let pool = Pool::new("test", 1).unwrap();
     for isa in Isa::available() {
         let mut clean = vec![0.0; case.width()];
-        attention(isa, &pool, &case.shape, &[row], &arena.read(0), last, &mut clean);
+        attention(isa, &pool, &case.shape, &[row], &KvLayer { arena: &arena, layer: 0 }, last, &mut clean);
         for position in (0..64).filter(|position| !(32..40).contains(position)) {
             for half in [KvHalf::Keys, KvHalf::Values] {
-                arena.write(0).store(half, blocks[position / 32] as usize, position % 32, &[f32::NAN; 16]);
+                let row = KvRow { first: 0, count: 1, start: position, blocks: &blocks };
+                arena.store(isa, &pool, 0, half, &[row], &[f32::NAN; 16]);
             }
         }
         let mut dirty = vec![0.0; case.width()];
-        attention(isa, &pool, &case.shape, &[row], &arena.read(0), last, &mut dirty);
+        attention(isa, &pool, &case.shape, &[row], &KvLayer { arena: &arena, layer: 0 }, last, &mut dirty);
         assert_eq!(bits(&dirty), bits(&clean), "{isa}");
     }
 }

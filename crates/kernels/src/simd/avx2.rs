@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, MAX_LANES, Simd};
+use crate::checksum::STRIPE;
 
 const LANES: usize = 8;
 
@@ -46,20 +47,6 @@ unsafe fn load_halves(from: *const u8, count: usize) -> __m128i {
 unsafe fn widen_bf16(halves: __m128i) -> __m256 {
     // SAFETY: arithmetic only.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
-}
-
-/// Adds lanes 4 and then 2 apart: `[a a c c | b b d d]`, two partial sums of each.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[inline(always)]
-unsafe fn fold4([a, b, c, d]: [__m256; 4]) -> __m256 {
-    // SAFETY: arithmetic only.
-    unsafe {
-        let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-        let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
-        _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xEE>(ab, cd))
-    }
 }
 
 /// Transposes each 4 by 4 block of 128-bit lanes: result `j` has elements `j` and `j + 4` of the four vectors.
@@ -185,17 +172,6 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
-    /// Eight vectors are added up side by side, halving width and number in each step.
-    #[inline(always)]
-    unsafe fn sums(v: &[Self::V], out: *mut f32) {
-        unsafe {
-            let four = fold4([v[0], v[1], v[2], v[3]]);
-            let more = fold4([v[4], v[5], v[6], v[7]]);
-            let all = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(four, more), _mm256_shuffle_ps::<0xDD>(four, more));
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(all, order));
-        }
-    }
     #[inline(always)]
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
         unsafe {
@@ -218,5 +194,28 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+        unsafe {
+            let halves = lanes.as_ptr().cast::<__m256i>();
+            let mut sums = [_mm256_loadu_si256(halves), _mm256_loadu_si256(halves.add(1))];
+            for at in 0..count {
+                for (half, sums) in sums.iter_mut().enumerate() {
+                    let values = _mm256_loadu_si256(from.add(at * STRIPE + 32 * half).cast());
+                    if let Some(to) = to {
+                        _mm256_storeu_si256(to.add(at * STRIPE + 32 * half).cast(), values);
+                    }
+                    let keyed = _mm256_xor_si256(values, _mm256_loadu_si256(secret.add(8 * at + 32 * half).cast()));
+                    let product = _mm256_mul_epu32(keyed, _mm256_srli_epi64::<32>(keyed));
+                    let swapped = _mm256_shuffle_epi32::<0x4E>(values);
+                    *sums = _mm256_add_epi64(*sums, _mm256_add_epi64(product, swapped));
+                }
+            }
+            for (half, sums) in sums.into_iter().enumerate() {
+                _mm256_storeu_si256(lanes.as_mut_ptr().add(4 * half).cast(), sums);
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, MAX_LANES, Simd};
+use crate::checksum::STRIPE;
 
 /// Proof that the CPU has AVX-512 F, BW, VL and DQ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,30 +40,6 @@ fn head(count: usize) -> __mmask16 {
 unsafe fn widen_bf16(halves: __m256i) -> __m512 {
     // SAFETY: arithmetic only.
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
-}
-
-/// Adds lanes 8 and then 4 apart: `[a | b | c | d]`, four partial sums of each.
-///
-/// # Safety
-/// The CPU has AVX-512.
-#[inline(always)]
-unsafe fn fold4([a, b, c, d]: [__m512; 4]) -> __m512 {
-    // SAFETY: arithmetic only.
-    unsafe {
-        let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-        let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
-        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd))
-    }
-}
-
-/// Adds lanes 2 apart: `[a a e e | b b f f | c c g g | d d h h]`, two partial sums of each.
-///
-/// # Safety
-/// The CPU has AVX-512.
-#[inline(always)]
-unsafe fn fold8([abcd, efgh]: [__m512; 2]) -> __m512 {
-    // SAFETY: arithmetic only.
-    unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(abcd, efgh), _mm512_shuffle_ps::<0xEE>(abcd, efgh)) }
 }
 
 /// Transposes each 4 by 4 block of 128-bit lanes: result `j` has elements `j`, `j + 4`, `j + 8` and `j + 12` of the four vectors.
@@ -177,17 +154,6 @@ impl Simd for Avx512 {
     unsafe fn max_lane(v: Self::V) -> f32 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
-    /// Sixteen vectors are added up side by side, halving width and number in each step.
-    #[inline(always)]
-    unsafe fn sums(v: &[Self::V], out: *mut f32) {
-        unsafe {
-            let eight = fold8([fold4([v[0], v[1], v[2], v[3]]), fold4([v[4], v[5], v[6], v[7]])]);
-            let more = fold8([fold4([v[8], v[9], v[10], v[11]]), fold4([v[12], v[13], v[14], v[15]])]);
-            let all = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(eight, more), _mm512_shuffle_ps::<0xDD>(eight, more));
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, all));
-        }
-    }
     /// Four by four within 128-bit lanes, then the lanes themselves.
     #[inline(always)]
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
@@ -219,5 +185,23 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+        unsafe {
+            let mut sums = _mm512_loadu_si512(lanes.as_ptr().cast());
+            for at in 0..count {
+                let values = _mm512_loadu_si512(from.add(at * STRIPE).cast());
+                if let Some(to) = to {
+                    _mm512_storeu_si512(to.add(at * STRIPE).cast(), values);
+                }
+                let keyed = _mm512_xor_si512(values, _mm512_loadu_si512(secret.add(8 * at).cast()));
+                let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
+                let swapped = _mm512_shuffle_epi32::<0x4E>(values);
+                sums = _mm512_add_epi64(sums, _mm512_add_epi64(product, swapped));
+            }
+            _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums);
+        }
     }
 }

@@ -13,6 +13,7 @@ mod portable;
 
 use std::fmt;
 
+use crate::checksum::{STRIPE, eat_stripe};
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512};
 
@@ -159,8 +160,6 @@ pub(crate) trait Simd: Copy {
     /// Sum of the lanes: lane `i` with `i + LANES/2`, then with `i + LANES/4`, ...
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn max_lane(v: Self::V) -> f32;
-    /// `out[i] = sum(v[i])`, the same bits; `v` and `out` hold `LANES` entries.
-    unsafe fn sums(v: &[Self::V], out: *mut f32);
 
     /// Lane `i` of vector `j` changes places with lane `j` of vector `i`, for the first `LANES` vectors.
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]);
@@ -170,6 +169,22 @@ pub(crate) trait Simd: Copy {
     unsafe fn high_bf16(pairs: Self::V) -> Self::V;
     /// Asks for the line of memory at `at`, which need not exist, to be brought nearer.
     unsafe fn prefetch(at: *const u8);
+    /// Takes `count` stripes at `from` into the lanes of a [`crate::Checksum`], and copies them to `to` if that is given. The secret
+    /// moves on by 8 bytes with each.
+    #[inline(always)]
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+        for at in 0..count {
+            // SAFETY: the caller grants so many stripes, and as much of the secret.
+            unsafe {
+                let stripe = from.add(at * STRIPE).cast::<[u8; STRIPE]>().read_unaligned();
+                let secret = secret.add(8 * at).cast::<[u8; STRIPE]>().read_unaligned();
+                if let Some(to) = to {
+                    to.add(at * STRIPE).cast::<[u8; STRIPE]>().write_unaligned(stripe);
+                }
+                eat_stripe(lanes, &stripe, &secret);
+            }
+        }
+    }
 
     /// The first `count` lanes, or all of them.
     #[inline(always)]
@@ -211,7 +226,7 @@ pub(crate) trait Simd: Copy {
 mod tests {
     use super::*;
 
-    /// `[sum, max, exp of each, sums of each rotated vector]` of sixteen values.
+    /// Exponentials, sums of multiples, and the largest of sixteen values.
     struct Probe([f32; 16]);
 
     impl Kernel for Probe {
@@ -222,10 +237,7 @@ mod tests {
             unsafe {
                 let vectors: Vec<S::V> =
                     (0..S::LANES).map(|i| S::mul(S::load(self.0.as_ptr()), S::splat(i as f32))).collect();
-                let mut sums = vec![0.0; S::LANES];
-                S::sums(&vectors, sums.as_mut_ptr());
                 let single: Vec<f32> = vectors.iter().map(|v| S::sum(*v)).collect();
-                assert_eq!(sums, single, "sums() must have the bits of sum()");
                 let mut exp = vec![0.0; 16];
                 let (mut i, n) = (0, 16);
                 while i < n {

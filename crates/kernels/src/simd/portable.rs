@@ -111,13 +111,6 @@ impl Simd for Portable {
         v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
     #[inline(always)]
-    unsafe fn sums(v: &[Self::V], out: *mut f32) {
-        for (i, v) in v.iter().enumerate().take(LANES) {
-            // SAFETY: the caller grants LANES writable floats.
-            unsafe { *out.add(i) = Self::sum(*v) };
-        }
-    }
-    #[inline(always)]
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]) {
         let from = *v;
         for (j, v) in v.iter_mut().enumerate().take(LANES) {

@@ -1,13 +1,13 @@
 //! Peers that leave, stall, come back as another process, and links that break or flip bits.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv::{BlockId, KvError, KvLayout, KvSpan, KvStore, Phase};
+use kv::{BlockId, KvError, KvLayout, KvSource, KvSpan, KvStore, Phase, ShareableKv, SharedKv};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -304,8 +304,9 @@ async fn blocks_stay_leased_while_a_piece_is_being_read() {
     until(|| pair.p.pool.stats().leased == 0).await;
 }
 
-/// A store whose reads and writes say that they have begun, and then wait.
+/// A store whose checksums and copies say that they have begun, and then wait.
 struct Gate {
+    me: Weak<Gate>,
     store: Arc<VecStore>,
     entered: SyncSender<()>,
     release: Mutex<Receiver<()>>,
@@ -318,8 +319,9 @@ impl Gate {
         let (entered, entered_receiver) = sync_channel(1);
         let (release_sender, release) = sync_channel(1);
         let (store, release) = (VecStore::new(layout(16)), Mutex::new(release));
-        let gate = Self { store, entered, release, passed: AtomicBool::new(false) };
-        (Arc::new(gate), entered_receiver, release_sender)
+        let passed = AtomicBool::new(false);
+        let gate = Arc::new_cyclic(|me| Self { me: me.clone(), store, entered, release, passed });
+        (gate, entered_receiver, release_sender)
     }
 
     fn pass<T>(&self, operation: impl FnOnce() -> T) -> T {
@@ -337,11 +339,37 @@ impl KvStore for Gate {
     }
 
     fn read(&self, span: &KvSpan, blocks: &[BlockId], out: &mut [u8]) -> Result<(), KvError> {
-        self.pass(|| self.store.read(span, blocks, out))
+        self.store.read(span, blocks, out)
     }
 
     fn write(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvError> {
-        self.pass(|| self.store.write(span, blocks, bytes))
+        self.store.write(span, blocks, bytes)
+    }
+
+    fn shareable(&self) -> Option<&dyn ShareableKv> {
+        Some(self)
+    }
+}
+
+impl ShareableKv for Gate {
+    fn share(&self) -> SharedKv {
+        self.store.share()
+    }
+
+    fn checksum(&self, span: &KvSpan, blocks: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        self.pass(|| self.store.checksum(span, blocks, seed))
+    }
+
+    fn open(&self, theirs: &SharedKv) -> Result<Box<dyn KvSource>, KvError> {
+        Ok(Box::new(GatedSource(self.me.upgrade().unwrap(), self.store.open(theirs)?)))
+    }
+}
+
+struct GatedSource(Arc<Gate>, Box<dyn KvSource>);
+
+impl KvSource for GatedSource {
+    fn copy(&self, span: &KvSpan, theirs: &[BlockId], ours: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        self.0.pass(|| self.1.copy(span, theirs, ours, seed))
     }
 }
 

@@ -1,12 +1,13 @@
 //! What D does with pieces that are damaged, old, forged, doubled or out of order: nothing of it is written.
 
-use kv::{BlockRef, KvSpan, Phase};
+use kv::{BlockId, BlockRef, KvSpan, Phase, ShareableKv};
 use proto::kv::kv_frame::Body as Frame;
-use proto::kv::{Abandon, KvHello, Piece};
+use proto::kv::kv_reply::Body as Reply;
+use proto::kv::{Abandon, KvHello, KvShared, Piece};
 
 use super::harness::{Pair, ids, key, layout};
 use super::raw::Raw;
-use crate::{Landing, Refusal, TransferError, TransportKind};
+use crate::{Landing, Refusal, TransferError, TransportKind, handshake};
 
 /// Tokens 16..32 are lacking; P's store is filled.
 async fn open(kind: TransportKind) -> (Pair, Raw, Landing, Vec<BlockRef>) {
@@ -138,6 +139,27 @@ async fn only_the_tickets_holder_can_abandon() {
     assert_eq!(error.to_string(), "r#3: refused by the peer: abandoned by the prefill instance: test");
 }
 
+/// What is copied out of P's memory is what its checksum says, or it has not arrived.
+#[tokio::test]
+async fn a_fetched_piece_that_was_written_over_is_asked_for_again() {
+    let (pair, _, landing, _blocks) = open(TransportKind::Inproc).await;
+    let mut raw = Raw::connect(&pair, TransportKind::Inproc).await;
+    let shared = handshake::describe(&pair.p.store.share(), String::new());
+    let hello = KvHello { shared: Some(shared), ..raw.hello() };
+    let Some(Reply::Welcome(welcome)) = raw.ask(Frame::Hello(hello), &[]).await else { panic!("no welcome") };
+    assert_eq!(welcome.shm_refusal, "");
+    let fetched = |piece, block| Piece { shm_blocks: vec![block], ..piece };
+    let piece = fetched(raw.piece(&landing, 0, span(0, 0..4, 16..32)).0, 1);
+    let fill = |seed| pair.p.store.fill(&[BlockId(0), BlockId(1)], 0..32, seed);
+    fill(2);
+    assert_eq!(raw.piece_answer(&piece, &[]).await, Err(("checksum".into(), true)));
+    fill(1);
+    assert_eq!(raw.piece_answer(&piece, &[]).await, Ok(0));
+    let outside = fetched(raw.piece(&landing, 1, span(1, 0..4, 16..32)).0, 128);
+    assert_eq!(raw.piece_answer(&outside, &[]).await, Err(("out_of_range".into(), false)));
+    assert_eq!(pair.receiver.counters().refused(Refusal::Checksum), 1);
+}
+
 /// Pieces of several MiB are admitted by their header: a length that the span does not have is never read into memory.
 #[tokio::test]
 async fn a_length_above_the_bound_ends_the_connection() {
@@ -151,11 +173,11 @@ async fn a_length_above_the_bound_ends_the_connection() {
 #[tokio::test]
 async fn nothing_is_served_before_a_hello_that_fits() {
     let pair = Pair::new(TransportKind::Tcp, layout(16), layout(16)).await;
-    let bad_file = |raw: &Raw| KvHello { shm_path: "/etc/passwd".into(), ..raw.hello() };
+    let foreign = KvShared { socket: "/run/dbus".into(), ..KvShared::default() };
     let mut raw = Raw::connect(&pair, TransportKind::Tcp).await;
     assert_eq!(raw.ask(Frame::Piece(Piece::default()), &[]).await, None, "a piece is not a hello");
     let mut raw = Raw::connect(&pair, TransportKind::Tcp).await;
-    let hello = bad_file(&raw);
+    let hello = KvHello { shared: Some(foreign), ..raw.hello() };
     let Some(proto::kv::kv_reply::Body::Welcome(welcome)) = raw.ask(Frame::Hello(hello), &[]).await else {
         panic!("no welcome")
     };

@@ -1,15 +1,20 @@
 //! A prefill and a decode side in one process, connected by whatever transport a test names.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv::{BlockId, BlockPool, BlockRef, KvDtype, KvError, KvLayout, KvSpan, KvStore, Owner, Phase};
-use parking_lot::Mutex;
+use kv::{
+    BlockId, BlockPool, BlockRef, KvDtype, KvError, KvLayout, KvSource, KvSpan, KvStore, Owner, Phase, ShareableKv,
+    SharedKv,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::RequestKey;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
     KvReceiver, KvSender, Landing, LandingRequest, LandingStats, Listening, Outgoing, TransferConfig, TransferError,
@@ -23,22 +28,24 @@ pub(super) fn layout(block_size: u32) -> KvLayout {
     KvLayout { layers: 3, kv_heads: 4, head_dim: 16, dtype: KvDtype::F32, block_size, blocks: 128 }
 }
 
-/// KV memory as `[layer][block][K|V][slot][head][dim]`.
+/// KV memory as `[layer][block][K|V][slot][head][dim]`, in a file that can be handed over.
 pub(super) struct VecStore {
     layout: KvLayout,
-    bytes: Mutex<Vec<u8>>,
+    file: Arc<File>,
 }
 
 impl VecStore {
     pub(super) fn new(layout: KvLayout) -> Arc<Self> {
         let bytes = layout.block_bytes() * layout.blocks as usize;
-        Arc::new(Self { layout, bytes: Mutex::new(vec![0; bytes]) })
+        let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes as u64).unwrap();
+        Arc::new(Self { layout, file: Arc::new(file) })
     }
 
     /// (offset in the store, offset in the canonical bytes, length) of the stretches that correspond.
     fn places(&self, span: &KvSpan, blocks: &[BlockId]) -> Vec<(usize, usize, usize)> {
         let layout = &self.layout;
-        let head = layout.head_dim as usize * layout.dtype.size();
+        let head = layout.dtype.head_bytes(layout.head_dim as usize);
         let (row, heads) = (layout.kv_heads as usize * head, span.heads.len() * head);
         let half = span.payload_bytes(layout) / 2;
         let mut places = Vec::new();
@@ -92,20 +99,56 @@ impl KvStore for VecStore {
 
     fn read(&self, span: &KvSpan, blocks: &[BlockId], out: &mut [u8]) -> Result<(), KvError> {
         span.check(&self.layout, blocks, out.len())?;
-        let bytes = self.bytes.lock();
         for (store, canonical, length) in self.places(span, blocks) {
-            out[canonical..canonical + length].copy_from_slice(&bytes[store..store + length]);
+            self.file.read_exact_at(&mut out[canonical..canonical + length], store as u64).unwrap();
         }
         Ok(())
     }
 
     fn write(&self, span: &KvSpan, blocks: &[BlockId], input: &[u8]) -> Result<(), KvError> {
         span.check(&self.layout, blocks, input.len())?;
-        let mut bytes = self.bytes.lock();
         for (store, canonical, length) in self.places(span, blocks) {
-            bytes[store..store + length].copy_from_slice(&input[canonical..canonical + length]);
+            self.file.write_all_at(&input[canonical..canonical + length], store as u64).unwrap();
         }
         Ok(())
+    }
+
+    fn shareable(&self) -> Option<&dyn ShareableKv> {
+        Some(self)
+    }
+}
+
+impl ShareableKv for VecStore {
+    fn share(&self) -> SharedKv {
+        SharedKv { file: self.file.clone(), layout: self.layout, ranks: 1 }
+    }
+
+    fn checksum(&self, span: &KvSpan, blocks: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        let mut bytes = vec![0; span.payload_bytes(&self.layout)];
+        self.read(span, blocks, &mut bytes)?;
+        Ok(xxh3_64_with_seed(&bytes, seed))
+    }
+
+    fn open(&self, theirs: &SharedKv) -> Result<Box<dyn KvSource>, KvError> {
+        let from = VecStore { layout: theirs.layout, file: theirs.file.clone() };
+        let to = VecStore { layout: self.layout, file: self.file.clone() };
+        Ok(Box::new(Copier { from, to }))
+    }
+}
+
+struct Copier {
+    from: VecStore,
+    to: VecStore,
+}
+
+impl KvSource for Copier {
+    fn copy(&self, span: &KvSpan, theirs: &[BlockId], ours: &[BlockId], seed: u64) -> Result<u64, KvError> {
+        let mut bytes = vec![0; span.payload_bytes(&self.to.layout)];
+        let start = span.tokens.start % self.from.layout.block_size;
+        let their_span = KvSpan { tokens: start..start + span.tokens.len() as u32, ..span.clone() };
+        self.from.read(&their_span, theirs, &mut bytes)?;
+        self.to.write(span, ours, &bytes)?;
+        Ok(xxh3_64_with_seed(&bytes, seed))
     }
 }
 

@@ -24,7 +24,9 @@ impl Raw {
         let ticket = Ticket::decode(&pair.open(&super::harness::key("probe", 0), 0..1, &[]).ticket()).unwrap();
         let endpoint = ticket.endpoints.iter().find(|endpoint| endpoint.kind == kind).unwrap();
         let link = match kind {
-            TransportKind::Inproc => inproc::connect(&endpoint.address).unwrap(),
+            TransportKind::Inproc => {
+                inproc::connect(&endpoint.address, &*pair.p.store, &mut KvHello::default()).unwrap()
+            }
             _ => tcp::connect(&config("prefill-0", kind), &endpoint.address).await.unwrap(),
         };
         Self { link, store: pair.p.store.clone() }
@@ -50,7 +52,7 @@ impl Raw {
         let blocks: Vec<_> = (0..layout.blocks).map(kv::BlockId).collect();
         let mut payload = vec![0; span.payload_bytes(&layout)];
         self.store.read(&span, &blocks, &mut payload).unwrap();
-        (piece::header(number, &ticket.key, &ticket.capability, &span, &payload), payload)
+        (piece::sealed(number, &ticket.key, &ticket.capability, &span, &payload), payload)
     }
 
     pub(super) async fn send(&mut self, frame: Frame, payload: &[u8]) {

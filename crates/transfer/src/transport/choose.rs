@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use kv::KvStore;
 use proto::kv::kv_frame::Body as Frame;
 use proto::kv::kv_reply::Body as Reply;
 use proto::kv::{KvHello, KvReply, KvWelcome};
@@ -10,6 +11,7 @@ use tokio::time::timeout;
 
 use super::{Link, grpc, host_id, inproc, shm, tcp};
 use crate::handshake::{self, Peer};
+use crate::piece::Carriage;
 use crate::ticket::Endpoint;
 use crate::{TransferConfig, TransferError, TransportKind};
 
@@ -23,6 +25,7 @@ pub(crate) struct Connected {
     pub(crate) address: String,
     /// Bytes that D lets us have unacknowledged.
     pub(crate) credit: u64,
+    pub(crate) carriage: Carriage,
 }
 
 /// A transport to try, or why it is not tried.
@@ -55,6 +58,7 @@ fn candidates<'a>(
 /// `Mismatch` when the two can never exchange KV, `PeerGone` when what was tried failed, `NoTransport` when nothing could be tried.
 pub(crate) async fn connect(
     config: &TransferConfig,
+    store: &dyn KvStore,
     hello: &KvHello,
     peer: &Peer,
     endpoints: &[Endpoint],
@@ -72,7 +76,7 @@ pub(crate) async fn connect(
                 continue;
             }
         };
-        match shake(config, hello.clone(), peer, endpoint).await {
+        match shake(config, store, hello.clone(), peer, endpoint).await {
             Ok(connected) => {
                 let (kind, address) = (connected.kind, &connected.address);
                 let passed = [unfit, failed].concat().join(", ");
@@ -95,26 +99,28 @@ pub(crate) async fn connect(
 /// Connects to one endpoint and shakes hands.
 async fn shake(
     config: &TransferConfig,
+    store: &dyn KvStore,
     mut hello: KvHello,
     peer: &Peer,
     endpoint: &Endpoint,
 ) -> Result<Connected, TransferError> {
     let Endpoint { kind, address, .. } = endpoint;
     let linked = match kind {
-        TransportKind::Inproc => inproc::connect(address),
-        TransportKind::Shm => shm::connect(config, address, &mut hello).await,
+        TransportKind::Inproc => inproc::connect(address, store, &mut hello),
+        TransportKind::Shm => shm::connect(config, address, store, &mut hello).await,
         TransportKind::Tcp => tcp::connect(config, address).await,
         TransportKind::Grpc => grpc::connect(config, address).await,
     };
     let mut link = linked.map_err(|reason| peer.gone(address, reason))?;
+    let carriage = if hello.shared.is_some() { Carriage::Fetched } else { Carriage::Sent };
     let welcome = greet(&mut link, hello).await.map_err(|reason| peer.gone(address, reason))?;
-    // Both have the shared file open, or never will.
+    // D has the memory open, or never will.
     link.offer = None;
     let credit = handshake::accept(&welcome, peer, address)?;
     if !welcome.shm_refusal.is_empty() {
-        return Err(peer.gone(address, format!("its view of the shared file: {}", welcome.shm_refusal)));
+        return Err(peer.gone(address, format!("its view of our memory: {}", welcome.shm_refusal)));
     }
-    Ok(Connected { link, kind: *kind, address: address.clone(), credit })
+    Ok(Connected { link, kind: *kind, address: address.clone(), credit, carriage })
 }
 
 async fn greet(link: &mut Link, hello: KvHello) -> Result<KvWelcome, String> {

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hyper_util::rt::TokioIo;
+use kv::KvStore;
 use proto::kv::kv_frame::Body;
 use proto::kv::kv_transfer_client::KvTransferClient;
 use proto::kv::kv_transfer_server::{KvTransfer, KvTransferServer};
@@ -21,7 +22,7 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 use tower::service_fn;
 
-use super::{FrameSink, FrameSource, Link};
+use super::{FrameSink, FrameSource, Link, Payload};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
 use crate::{TransferConfig, TransportKind};
@@ -114,8 +115,8 @@ impl FrameSource for Source {
         TransportKind::Grpc
     }
 
-    fn share(&mut self, hello: &KvHello) -> Result<(), String> {
-        super::shm::not_shared(hello)
+    fn open<'a>(&'a mut self, hello: &'a KvHello, _: &'a dyn KvStore) -> BoxFuture<'a, Result<(), String>> {
+        futures::future::ready(super::nothing_offered(hello)).boxed()
     }
 
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
@@ -132,8 +133,8 @@ impl FrameSource for Source {
         .boxed()
     }
 
-    fn payload<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>> {
-        futures::future::ready(Ok(&self.payload[..])).boxed()
+    fn payload<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<Payload<'a>, String>> {
+        futures::future::ready(Ok(Payload::Sent(&self.payload))).boxed()
     }
 
     fn skip<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<(), String>> {

@@ -1,4 +1,5 @@
-//! Both ends in one process: frames pass through a channel, payloads change owner.
+//! Both ends in one process: frames pass through a channel, and D copies out of P's memory. Memory that cannot be shared is read by P,
+//! and the payload changes owner.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -6,6 +7,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use kv::{KvSource, KvStore, SharedKv};
 use parking_lot::Mutex;
 use proto::kv::kv_frame::Body;
 use proto::kv::{KvHello, Piece};
@@ -13,10 +15,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{FrameSink, FrameSource, Link};
-use crate::TransportKind;
+use super::{FrameSink, FrameSource, Link, Payload};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
+use crate::{TransportKind, handshake};
 
 /// Frames between the two ends; the credit bounds their bytes.
 const FRAMES_MAX: usize = 4;
@@ -54,13 +56,15 @@ pub(crate) fn is_here(name: &str) -> bool {
 }
 
 /// Connects to a receiver of this process.
-pub(crate) fn connect(name: &str) -> Result<Link, String> {
+pub(crate) fn connect(name: &str, store: &dyn KvStore, hello: &mut KvHello) -> Result<Link, String> {
     let found = RECEIVERS.lock().get(name).cloned();
     let (registry, stop) = found.ok_or("it has stopped listening")?;
     let registry = registry.upgrade().ok_or("it has stopped")?;
     let (frame_sender, frames) = mpsc::channel(FRAMES_MAX);
     let (reply_sender, replies) = mpsc::channel(REPLIES_MAX);
-    let source = Source { frames, payload: Bytes::new() };
+    let offered = store.shareable().map(|memory| memory.share());
+    hello.shared = offered.as_ref().map(|memory| handshake::describe(memory, String::new()));
+    let source = Source { frames, payload: Bytes::new(), offered, memory: None };
     let address = name.to_owned();
     tokio::spawn(async move {
         let serving = serve(registry, Box::new(source), reply_sender, address);
@@ -86,6 +90,9 @@ struct Source {
     frames: mpsc::Receiver<(Body, Bytes)>,
     /// Of the last frame.
     payload: Bytes,
+    /// P's memory, then what D made of it.
+    offered: Option<SharedKv>,
+    memory: Option<Box<dyn KvSource>>,
 }
 
 impl FrameSource for Source {
@@ -93,8 +100,14 @@ impl FrameSource for Source {
         TransportKind::Inproc
     }
 
-    fn share(&mut self, hello: &KvHello) -> Result<(), String> {
-        super::shm::not_shared(hello)
+    fn open<'a>(&'a mut self, hello: &'a KvHello, store: &'a dyn KvStore) -> BoxFuture<'a, Result<(), String>> {
+        let mut open = || -> Result<(), String> {
+            let (Some(offered), Some(_)) = (&self.offered, &hello.shared) else { return Ok(()) };
+            let ours = store.shareable().ok_or("our own memory cannot be shared")?;
+            self.memory = Some(ours.open(offered).map_err(|error| error.to_string())?);
+            Ok(())
+        };
+        futures::future::ready(open()).boxed()
     }
 
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
@@ -106,8 +119,12 @@ impl FrameSource for Source {
         .boxed()
     }
 
-    fn payload<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>> {
-        futures::future::ready(Ok(&self.payload[..])).boxed()
+    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<Payload<'a>, String>> {
+        let payload = match piece.shm_blocks.is_empty() {
+            true => Ok(Payload::Sent(&self.payload)),
+            false => Payload::fetched(piece, self.memory.as_deref()),
+        };
+        futures::future::ready(payload).boxed()
     }
 
     fn skip<'a>(&'a mut self, _: &'a Piece) -> BoxFuture<'a, Result<(), String>> {

@@ -13,15 +13,17 @@ use std::sync::OnceLock;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use kv::{BlockId, KvSource, KvStore};
 use proto::kv::kv_frame::Body;
 use proto::kv::{KvHello, KvReply, Piece};
+use tokio_util::sync::DropGuard;
 
 /// P's end of a connection.
 pub(crate) struct Link {
     pub(crate) sink: Box<dyn FrameSink>,
     pub(crate) replies: BoxStream<'static, Result<KvReply, String>>,
-    /// The shared file's name, to be taken away once both sides have it open.
-    pub(crate) offer: Option<shm::Unlink>,
+    /// Hands the memory's file over until this is dropped.
+    pub(crate) offer: Option<DropGuard>,
 }
 
 /// Sends frames. A failed send ends the connection.
@@ -30,19 +32,42 @@ pub(crate) trait FrameSink: Send {
     fn send<'a>(&'a mut self, frame: Body, payload: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), String>>;
 }
 
+/// A piece's bytes.
+pub(crate) enum Payload<'a> {
+    Sent(&'a [u8]),
+    /// Still in P's memory, in these blocks.
+    Fetched {
+        memory: &'a dyn KvSource,
+        blocks: Vec<BlockId>,
+    },
+}
+
+impl<'a> Payload<'a> {
+    /// Of a piece that names blocks.
+    fn fetched(piece: &Piece, memory: Option<&'a dyn KvSource>) -> Result<Self, String> {
+        let memory = memory.ok_or("a piece in memory that was never offered")?;
+        Ok(Payload::Fetched { memory, blocks: piece.shm_blocks.iter().copied().map(BlockId).collect() })
+    }
+}
+
+/// For transports that cannot hand memory over: an offer is refused.
+fn nothing_offered(hello: &KvHello) -> Result<(), String> {
+    if hello.shared.is_none() { Ok(()) } else { Err("this connection shares no memory".to_owned()) }
+}
+
 /// Receives frames. Its errors are reasons to end the connection.
 pub(crate) trait FrameSource: Send {
     /// How pieces are counted.
     fn kind(&self) -> crate::TransportKind;
 
-    /// Opens the file that a hello offers, or says why not.
-    fn share(&mut self, hello: &KvHello) -> Result<(), String>;
+    /// Opens the memory that a hello offers, to copy from it into `store`, or says why not.
+    fn open<'a>(&'a mut self, hello: &'a KvHello, store: &'a dyn KvStore) -> BoxFuture<'a, Result<(), String>>;
 
     /// The next frame; None when the peer has closed. The payload of a piece is fetched or skipped before this is called again.
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>>;
 
     /// The payload of the piece that `next` gave; its length was admitted.
-    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>>;
+    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<Payload<'a>, String>>;
 
     /// Passes over the payload of a refused piece without keeping it; its length is not to be trusted.
     fn skip<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<(), String>>;

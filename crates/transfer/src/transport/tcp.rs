@@ -9,6 +9,7 @@ use edge::{PeerReader, PeerStream, PeerWriter, Port};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use kv::{KvSource, KvStore};
 use net::{KeepAlive, TcpListener, TcpStream};
 use prost::Message;
 use proto::kv::kv_frame::Body;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use types::Role;
 
-use super::{FrameSink, FrameSource, Link, shm};
+use super::{FrameSink, FrameSource, Link, Payload, shm};
 use crate::receiver::Registry;
 use crate::serve::{REPLIES_MAX, serve};
 use crate::{TransferConfig, TransferError, TransportKind, piece};
@@ -195,33 +196,37 @@ async fn write_replies(mut writer: PeerWriter, mut replies: mpsc::Receiver<KvRep
     }
 }
 
-/// Reads frames, and payloads from the stream or from the file that the peer shares.
+/// Reads frames, and payloads from the stream or from the memory that the peer shares.
 pub(crate) struct Source<R> {
     reader: BufReader<R>,
     message: Vec<u8>,
     message_bytes_max: usize,
     /// The last payload; grows to the largest piece admitted.
     payload: Vec<u8>,
-    shared: Option<shm::Shared>,
+    /// P's, if it lets us.
+    memory: Option<Box<dyn KvSource>>,
 }
 
 impl<R: AsyncRead + Unpin> Source<R> {
     pub(crate) fn new(reader: R, message_bytes_max: usize) -> Self {
         let reader = BufReader::new(reader);
-        Self { reader, message: Vec::new(), message_bytes_max, payload: Vec::new(), shared: None }
+        Self { reader, message: Vec::new(), message_bytes_max, payload: Vec::new(), memory: None }
     }
 }
 
 impl<R: AsyncRead + Unpin + Send> FrameSource for Source<R> {
     fn kind(&self) -> TransportKind {
-        if self.shared.is_some() { TransportKind::Shm } else { TransportKind::Tcp }
+        if self.memory.is_some() { TransportKind::Shm } else { TransportKind::Tcp }
     }
 
-    fn share(&mut self, hello: &KvHello) -> Result<(), String> {
-        if !hello.shm_path.is_empty() {
-            self.shared = Some(shm::Shared::open(hello)?);
+    fn open<'a>(&'a mut self, hello: &'a KvHello, store: &'a dyn KvStore) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            if let Some(shared) = &hello.shared {
+                self.memory = Some(shm::open(hello, shared, store).await?);
+            }
+            Ok(())
         }
-        Ok(())
+        .boxed()
     }
 
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Body>, String>> {
@@ -235,24 +240,21 @@ impl<R: AsyncRead + Unpin + Send> FrameSource for Source<R> {
         .boxed()
     }
 
-    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<&'a [u8], String>> {
+    fn payload<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<Payload<'a>, String>> {
         async move {
-            self.payload.resize(piece.payload_len as usize, 0);
-            match (piece.shm_offset, &self.shared) {
-                (None, _) => {
-                    self.reader.read_exact(&mut self.payload).await.map_err(|error| error.to_string())?;
-                }
-                (Some(offset), Some(shared)) => shared.read(offset, &mut self.payload)?,
-                (Some(_), None) => return Err("a piece in a file that was never offered".to_owned()),
+            if !piece.shm_blocks.is_empty() {
+                return Payload::fetched(piece, self.memory.as_deref());
             }
-            Ok(&self.payload[..])
+            self.payload.resize(piece.payload_len as usize, 0);
+            self.reader.read_exact(&mut self.payload).await.map_err(|error| error.to_string())?;
+            Ok(Payload::Sent(&self.payload))
         }
         .boxed()
     }
 
     fn skip<'a>(&'a mut self, piece: &'a Piece) -> BoxFuture<'a, Result<(), String>> {
         async move {
-            if piece.shm_offset.is_some() {
+            if !piece.shm_blocks.is_empty() {
                 return Ok(());
             }
             if piece.payload_len > piece::PAYLOAD_BYTES_MAX {

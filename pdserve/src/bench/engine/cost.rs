@@ -1,6 +1,7 @@
 //! What a step has to compute and to read: the numerators of GFLOP/s and GB/s.
 
 use engine::ModelConfig;
+use kv::KvDtype;
 
 /// Costs of one model, per layer summed over layers.
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +27,8 @@ pub(super) struct ElementBytes {
 }
 
 impl ElementBytes {
-    /// Of element types as a [`types::ModelIdentity`] names them.
-    pub(super) fn of(dtype: &str, kv_dtype: &str) -> Self {
+    /// `dtype` as a [`types::ModelIdentity`] names it.
+    pub(super) fn of(dtype: &str, kv: KvDtype, head_dim: usize) -> Self {
         let scaled = |bytes: f64, group: f64| bytes + 2.0 / group;
         let [linear, head] = match dtype {
             "int8" => [scaled(1.0, 128.0); 2],
@@ -35,7 +36,7 @@ impl ElementBytes {
             "f32" => [4.0; 2],
             _ => [2.0; 2],
         };
-        Self { linear, head, kv: if kv_dtype == "f32" { 4.0 } else { 2.0 } }
+        Self { linear, head, kv: kv.head_bytes(head_dim) as f64 / head_dim as f64 }
     }
 }
 
@@ -86,7 +87,7 @@ mod tests {
     /// The demo model: 6 layers, 256 wide, 8 heads and 4 KV heads of 32, 704 in the middle, 2048 ids.
     fn cost() -> Cost {
         let model = ModelConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model")).unwrap();
-        Cost::new(&model, ElementBytes::of("bf16", "bf16"))
+        Cost::new(&model, ElementBytes::of("bf16", KvDtype::Bf16, model.head_dim))
     }
 
     #[test]

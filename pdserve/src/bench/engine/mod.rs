@@ -55,7 +55,7 @@ pub(crate) struct Args {
     /// Pack the weights: int8 or int4 [default: as they are stored]
     #[arg(long, value_name = "METHOD")]
     pub(super) quantization: Option<Quantization>,
-    /// KV element type: f32 or bf16 [default: as the weights]
+    /// KV element type: f32, bf16 or int8 [default: as the weights]
     #[arg(long, value_name = "TYPE")]
     kv_cache_dtype: Option<KvDtype>,
     /// Tokens per KV block
@@ -113,7 +113,8 @@ struct Reached {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let args = args.settled();
     let Prepared { mut cases, skipped, conditions, model, engine } = prepare(&args)?;
-    let cost = Cost::new(&model, ElementBytes::of(&engine.identity().dtype, &engine.identity().kv_dtype));
+    let kv = engine.kv_store().layout().dtype;
+    let cost = Cost::new(&model, ElementBytes::of(&engine.identity().dtype, kv, model.head_dim));
     let reached = measure(&args, engine, &mut cases)?;
     let table = table(&args, &cost, &cases, &reached);
     report::print(&conditions, std::slice::from_ref(&table), &does_not_fit(&skipped));
@@ -190,7 +191,7 @@ fn load(args: &Args, dir: &Path, model: &ModelConfig, cases: &[Case]) -> anyhow:
         |work: &Work| u64::from(work.rows) * u64::from((work.before + work.new).div_ceil(args.block_size.max(1)));
     let blocks = cases.iter().map(|case| blocks(&case.work)).max().unwrap_or(1);
     // As if in f32: bf16 needs half of it, and pages that are not used cost nothing.
-    let token_bytes = (2 * model.layers * model.kv_heads * model.head_dim * KvDtype::F32.size()) as u64;
+    let token_bytes = (2 * model.layers * model.kv_heads * KvDtype::F32.head_bytes(model.head_dim)) as u64;
     let config = EngineConfig {
         model_dir: dir.to_owned(),
         tensor_parallel_size: 1,
@@ -328,7 +329,8 @@ mod tests {
             case.seconds.push(steps.seconds_per_step(case.work).unwrap());
         }
         let reached = [Reached { bytes_per_second: 1e9, flop_per_second: 1e9 }];
-        let table = table(&args, &Cost::new(&model, ElementBytes::of("bf16", "bf16")), &cases, &reached);
+        let table =
+            table(&args, &Cost::new(&model, ElementBytes::of("bf16", KvDtype::Bf16, model.head_dim)), &cases, &reached);
         let names: Vec<_> = table.rows.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["limit", "prefill 20", "decode 1 x 17", "decode 3 x 17"]);
         assert!(table.rows[1..].iter().all(|(_, values)| values.iter().all(|value| *value > Some(0.0))));

@@ -70,11 +70,16 @@ fn fill(engine: &Engine) -> anyhow::Result<()> {
     let store = engine.kv_store();
     let layout = store.layout();
     let span = |layer| KvSpan { layer, heads: 0..layout.kv_heads, tokens: 0..layout.block_size };
-    let values =
-        (0..span(0).payload_bytes(&layout) / layout.dtype.size()).map(|index| ((index % 251) as f32 - 125.0) / 125.0);
+    let head_dim = layout.head_dim as usize;
+    let heads = span(0).payload_bytes(&layout) / layout.dtype.head_bytes(head_dim);
+    let values = (0..heads * head_dim).map(|index| ((index % 251) as f32 - 125.0) / 125.0);
     let bytes: Vec<u8> = match layout.dtype {
         KvDtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
         KvDtype::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+        KvDtype::Int8 => {
+            let head = |head| (0..head_dim).map(move |index| ((head * head_dim + index) % 251) as u8);
+            (0..heads).flat_map(|index| head(index).chain((1.0f32 / 127.0).to_le_bytes())).collect()
+        }
     };
     for layer in 0..layout.layers {
         for block in (0..layout.blocks).map(BlockId) {

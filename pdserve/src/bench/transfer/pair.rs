@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use kv::{BlockId, BlockPool, BlockRef, KvLayout, KvSpan, KvStore, Owner, Phase};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tonic::transport::server::TcpIncoming;
 use transfer::{KvReceiver, KvSender, LandingRequest, Listening, Outgoing, TransferConfig, TransportKind};
 use types::RequestKey;
 
@@ -148,7 +149,7 @@ impl GrpcServer {
             .initial_connection_window_size(transfer::GRPC_WINDOW_BYTES)
             .max_frame_size(transfer::GRPC_FRAME_BYTES)
             .add_service(receiver.grpc_service())
-            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         Ok(Self { task: tokio::spawn(server) })
     }
 }

@@ -1,0 +1,153 @@
+//! Memory that another process of this host may map, and copy from: where KV lies.
+//!
+//! It holds bytes and no Rust values, and no reference into it is ever made: every access is a raw copy whose bounds are checked here.
+//! So whoever writes while another reads makes values wrong and nothing else; that nobody does is settled by who holds a block, and
+//! between processes by a checksum over what was copied. Memory is zero and costs nothing until touched.
+
+#![expect(unsafe_code, reason = "raw copies within a map whose bounds are checked")]
+
+use std::fs::File;
+use std::io::{self, Error, ErrorKind};
+use std::sync::Arc;
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::checksum::Checksum;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct KvMemory {
+    map: MmapRaw,
+    file: Arc<File>,
+}
+
+/// A [`KvMemory`] of another process, to be read only.
+#[derive(Debug)]
+pub struct ForeignMemory {
+    map: MmapRaw,
+}
+
+impl KvMemory {
+    /// Reserves address space; pages become memory when they are first written.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let (file, map) = sealed_file(bytes.max(1))?;
+        Ok(Self { map, file: Arc::new(file) })
+    }
+
+    /// What another process of this host needs to map it.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Panics if `at` and what follows are not inside, as all functions here.
+    pub fn read(&self, at: usize, out: &mut [u8]) {
+        // SAFETY: `span` has checked the source; `out` is a slice of its own.
+        unsafe { std::ptr::copy_nonoverlapping(self.span(at, out.len()).cast_const(), out.as_mut_ptr(), out.len()) }
+    }
+
+    pub fn write(&self, at: usize, bytes: &[u8]) {
+        // SAFETY: `span` has checked the destination; `bytes` is a slice of its own.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.span(at, bytes.len()), bytes.len()) }
+    }
+
+    pub fn copy_within(&self, from: usize, to: usize, len: usize) {
+        // SAFETY: `span` has checked both.
+        unsafe { std::ptr::copy(self.span(from, len).cast_const(), self.span(to, len), len) }
+    }
+
+    /// Adds what lies at `at` to `checksum`.
+    pub fn checksum(&self, at: usize, len: usize, checksum: &mut Checksum) {
+        // SAFETY: `span` has checked it.
+        unsafe { checksum.add_raw(self.span(at, len).cast_const(), None, len) }
+    }
+
+    /// Copies from another process's memory, and adds what was copied to `checksum`: one pass over the bytes.
+    pub fn copy_from(&self, to: usize, from: &ForeignMemory, at: usize, len: usize, checksum: &mut Checksum) {
+        let source = inside(&from.map, at, len).cast_const();
+        // SAFETY: both ends are checked; they are different maps.
+        unsafe { checksum.add_raw(source, Some(self.span(to, len)), len) }
+    }
+
+    /// Where `len` bytes from `at` on lie.
+    pub(crate) fn span(&self, at: usize, len: usize) -> *mut u8 {
+        inside(&self.map, at, len)
+    }
+}
+
+impl ForeignMemory {
+    /// Maps the file of another process's [`KvMemory`] of `bytes` bytes.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless the file is exactly that long and sealed so that it can never shrink: a page that is mapped stays there.
+    pub fn map(file: &File, bytes: usize) -> io::Result<Self> {
+        let refuse = |reason: String| Err(Error::new(ErrorKind::InvalidInput, reason));
+        let found = file.metadata()?.len();
+        if found != bytes as u64 {
+            return refuse(format!("a file of {found} bytes, expected {bytes}"));
+        }
+        if !rustix::fs::fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
+            return refuse("a file that could shrink while it is mapped".to_owned());
+        }
+        Ok(Self { map: MmapOptions::new().len(bytes).map_raw_read_only(file)? })
+    }
+}
+
+/// A file without a name that keeps its size, and that nobody else can write to.
+fn sealed_file(bytes: usize) -> io::Result<(File, MmapRaw)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("pdserve-kv", flags)?);
+    file.set_len(bytes as u64)?;
+    let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+    // Kernels before 5.1 do not know it; there, a peer of our own user could write.
+    let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::FUTURE_WRITE);
+    Ok((file, map))
+}
+
+fn inside(map: &MmapRaw, at: usize, len: usize) -> *mut u8 {
+    assert!(at <= map.len() && len <= map.len() - at, "{len} bytes at {at} of {}", map.len());
+    // SAFETY: within the map.
+    unsafe { map.as_mut_ptr().add(at) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn another_map_sees_what_is_written_and_copies_it_with_its_checksum() {
+        let (ours, theirs) = (KvMemory::new(10_000).unwrap(), KvMemory::new(9_000).unwrap());
+        let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 31 % 251) as u8).collect();
+        theirs.write(100, &bytes);
+        let foreign = ForeignMemory::map(theirs.file(), 9_000).unwrap();
+        let [mut copied, mut stored] = [(); 2].map(|()| Checksum::new(Isa::from_env().unwrap(), 9));
+        ours.copy_from(7, &foreign, 100, 5000, &mut copied);
+        theirs.checksum(100, 5000, &mut stored);
+        let mut found = vec![0; 5000];
+        ours.read(7, &mut found);
+        assert_eq!(found, bytes);
+        assert_eq!(copied.finish(), stored.finish());
+    }
+
+    #[test]
+    fn a_file_that_may_shrink_or_has_another_size_is_refused() {
+        let memory = KvMemory::new(4096).unwrap();
+        let file = memory.file();
+        assert!(ForeignMemory::map(file, 4095).unwrap_err().to_string().contains("expected 4095"));
+        assert!(file.set_len(0).is_err(), "sealed");
+        assert!(file.write_at(&[1], 0).is_err(), "sealed against writing other than by the map");
+        let open = File::from(rustix::fs::memfd_create("open", MemfdFlags::ALLOW_SEALING).unwrap());
+        open.set_len(4096).unwrap();
+        assert!(ForeignMemory::map(&open, 4096).unwrap_err().to_string().contains("shrink"));
+    }
+
+    #[test]
+    #[should_panic(expected = "2 bytes at 4095 of 4096")]
+    fn nothing_is_read_behind_the_end() {
+        KvMemory::new(4096).unwrap().read(4095, &mut [0; 2]);
+    }
+}
