@@ -37,10 +37,8 @@ impl Ledgers {
         let mut held = BTreeMap::new();
         for host in hosts.iter().filter(|host| host.is_running()) {
             let Some(worker) = host.worker() else { continue };
-            let (place, stats) = (host.place, worker.pool().stats());
-            if stats.free + stats.cached + stats.leased != stats.total {
-                return Err(Violation(format!("{place:?}: free + cached + leased is not total: {stats:?}")));
-            }
+            let place = host.place;
+            worker.pool().audit().map_err(|wrong| Violation(format!("{place:?}: {wrong}")))?;
             for row in worker.pool().ledger() {
                 let key = &row.owner.key;
                 let id = (place, host.lives, key.request.to_string(), key.epoch);

@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 /// Room, its directory, the rooms of ours it may depend on.
 const ROOMS: &[(&str, &str, &[&str])] = &[
     (
+        "fuzz-targets",
+        "fuzz/targets",
+        &["openai", "transfer", "proto", "ranktable", "text", "engine", "worker", "types"],
+    ),
+    (
         "simulation",
         "simulation",
         &["scheduler", "prefill-worker", "decode-worker", "worker", "net", "transfer", "proto", "kv", "text", "types"],

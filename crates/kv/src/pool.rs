@@ -4,7 +4,7 @@
 //! or **leased** (held by one or more [`BlockRef`]s). A published block stays findable while leased. Dropping the last reference
 //! moves a block to cached if it is published, else to free; eviction moves it from cached to free; nothing else moves it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -223,6 +223,15 @@ impl BlockPool {
         rows.flat_map(|(id, block)| block.holders.iter().map(move |owner| row(id, owner))).collect()
     }
 
+    /// Recounts everything: each block is in one state, its holders are those that were counted. Walks the whole pool: for tests and
+    /// debug builds.
+    ///
+    /// # Errors
+    /// The first count that is wrong, and what it should be.
+    pub fn audit(&self) -> Result<(), String> {
+        self.0.state.lock().audit()
+    }
+
     fn reference(&self, id: BlockId, owner: &Arc<Owner>) -> BlockRef {
         BlockRef { pool: self.0.clone(), id, owner: owner.clone() }
     }
@@ -325,6 +334,33 @@ impl State {
             }
             self.assert_sum();
         }
+    }
+
+    fn audit(&self) -> Result<(), String> {
+        let held = self.blocks.iter().filter(|block| !block.holders.is_empty()).count();
+        let same = |what: &str, counted: usize, found: usize| match counted == found {
+            true => Ok(()),
+            false => Err(format!("{what}: {counted} counted, {found} found")),
+        };
+        same("leased blocks", self.leased as usize, held)?;
+        same("free + cached + leased", self.blocks.len(), self.free.len() + self.cached.len() + held)?;
+        let idle: BTreeSet<u32> = self.free.iter().chain(self.cached.values()).map(|id| id.0).collect();
+        same("blocks that are free or cached", self.free.len() + self.cached.len(), idle.len())?;
+        let mut references = PhaseCounts::default();
+        for (id, block) in self.blocks.iter().enumerate() {
+            if block.holders.is_empty() != idle.contains(&(id as u32)) {
+                return Err(format!(
+                    "block {id} has {} holders and is free or cached, or neither",
+                    block.holders.len()
+                ));
+            }
+            block.holders.iter().for_each(|owner| *references.of(owner.phase) += 1);
+        }
+        if references != self.references {
+            return Err(format!("references: {:?} counted, {references:?} found", self.references));
+        }
+        let published = self.blocks.iter().filter(|block| block.published.is_some()).count();
+        same("published blocks", self.index.len(), published)
     }
 
     fn assert_sum(&self) {

@@ -346,6 +346,7 @@ metrics! {
         running: IntGauge = gauge("pdserve_running", "Sequences in the batch.");
         waiting: IntGauge = gauge("pdserve_waiting", "Sequences that wait.");
         blocks: IntGaugeVec = gauges("pdserve_blocks", "KV blocks by state: free, cached, leased, total.", &["state"]);
+        block_references: IntGaugeVec = gauges("pdserve_block_references", "KV blocks held, by what for: computing, landing, decoding, hand_over.", &["phase"]);
         preemptions: IntCounter = counter("pdserve_preemptions_total", "Sequences pushed out of a full KV cache and recomputed.");
         steps: Histogram = histogram("pdserve_step_seconds", "Engine steps.", PER_TOKEN_SECONDS);
         step_tokens: IntCounter = counter("pdserve_step_tokens_total", "Tokens computed by engine steps.");
@@ -393,6 +394,13 @@ impl WorkerMetrics {
     pub fn set_blocks(&self, free: u32, cached: u32, leased: u32, total: u32) {
         for (state, blocks) in [("free", free), ("cached", cached), ("leased", leased), ("total", total)] {
             self.all.blocks.with_label_values(&[state]).set(i64::from(blocks));
+        }
+    }
+
+    /// References by what blocks are held for; a shared block counts once per holder.
+    pub fn set_block_references(&self, phases: &[(&str, u32)]) {
+        for (phase, references) in phases {
+            self.all.block_references.with_label_values(&[*phase]).set(i64::from(*references));
         }
     }
 
@@ -527,6 +535,7 @@ mod tests {
         let metrics = WorkerMetrics::new(&"decode-0".into(), Role::Decode);
         metrics.set_sequences(3, 1);
         metrics.set_blocks(5, 2, 1, 8);
+        metrics.set_block_references(&[("landing", 1)]);
         metrics.stepped(16, Duration::from_millis(2));
         metrics.transferred("shm", Direction::Received, 4, 4096);
         let counted = KvPlane { refused: vec![("checksum", 2)], connections_lost: 1, ..KvPlane::default() };
@@ -535,6 +544,7 @@ mod tests {
         let text = metrics.render();
         check(&text, "pdserve_running{instance=\"decode-0\",role=\"decode\"} 3");
         check(&text, "pdserve_blocks{instance=\"decode-0\",role=\"decode\",state=\"free\"} 5");
+        check(&text, "pdserve_block_references{instance=\"decode-0\",phase=\"landing\",role=\"decode\"} 1");
         check(&text, "pdserve_step_seconds_count{instance=\"decode-0\",role=\"decode\"} 1");
         check(
             &text,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kv::{BlockPool, Phase};
-use serde_json::{Value, json};
+use kv::{BlockPool, Phase, PhaseCounts};
+use serde_json::{Map, Value, json};
 use types::InstanceId;
 
 /// Holders listed, those with most blocks first; the rest is only counted.
@@ -24,17 +24,25 @@ pub(crate) fn report(instance: &InstanceId, pool: &BlockPool) -> Value {
     });
     let listed: Vec<_> = listed.collect();
     let stats = pool.stats();
-    let phases = &stats.references;
+    let phases: Map<String, Value> =
+        phases(&stats.references).iter().map(|(phase, blocks)| ((*phase).to_owned(), json!(blocks))).collect();
     json!({
         "instance": instance.as_str(),
         "blocks": { "total": stats.total, "free": stats.free, "cached": stats.cached, "leased": stats.leased },
-        "phases": {
-            "computing": phases.computing, "landing": phases.landing,
-            "decoding": phases.decoding, "hand_over": phases.hand_over,
-        },
+        "phases": phases,
         "holders": listed,
         "holders_not_listed": not_listed,
     })
+}
+
+/// References by the name of their phase.
+pub(crate) fn phases(counts: &PhaseCounts) -> [(&'static str, u32); 4] {
+    [
+        (phase_name(Phase::Computing), counts.computing),
+        (phase_name(Phase::Landing), counts.landing),
+        (phase_name(Phase::Decoding), counts.decoding),
+        (phase_name(Phase::HandOver), counts.hand_over),
+    ]
 }
 
 fn phase_name(phase: Phase) -> &'static str {

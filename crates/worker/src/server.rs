@@ -134,6 +134,7 @@ fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResp
 fn answer_metrics<R: RoleService>(control: &Control<R>, engine: &EngineHandle) -> impl IntoResponse + use<R> {
     let (pool, metrics) = (engine.pool().stats(), engine.metrics());
     metrics.set_blocks(pool.free, pool.cached, pool.leased, pool.total);
+    metrics.set_block_references(&ledger::phases(&pool.references));
     metrics.set_kv_plane(&kv_plane(control.kv_counters()));
     ([(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)], metrics.render())
 }

@@ -185,6 +185,7 @@ impl Runner {
 
     /// Plans and computes one step. `now` is the clock of [`Runner::submit`].
     pub fn step(&mut self, now: Duration, stepper: &mut dyn Stepper) -> Stepped {
+        debug_assert_eq!(self.pool.audit(), Ok(()), "the ledger before a step");
         let mut stepped = Stepped::default();
         let plan = self.plan();
         for id in &plan.preempt {
