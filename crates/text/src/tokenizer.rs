@@ -28,8 +28,12 @@ impl Tokenizer {
     pub fn load(model_dir: &Path) -> Result<Self, Error> {
         let path = model_dir.join("tokenizer.json");
         let bytes = read_bounded(&path, FILE_BYTES_MAX)?;
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| Error::Parse { path: path.clone(), reason: error.to_string() })?;
+        let parse_error = |reason: String| Error::Parse { path: path.clone(), reason };
+        // The crate unwraps where a part has another shape than its type says; a broken file must not end the process.
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let tokenizer = parsed
+            .map_err(|_| parse_error("a part of it has another shape than its type says".to_owned()))?
+            .map_err(|error| parse_error(error.to_string()))?;
         Self::new(tokenizer)
     }
 

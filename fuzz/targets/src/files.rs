@@ -45,7 +45,7 @@ pub(crate) fn rank_table_examples() -> Vec<Vec<u8>> {
         include_bytes!("../../../ranktable-tool/tests/golden/1p1d-tp2/local_ranktable_10.0.0.18_45.json"),
         include_bytes!("../../../ranktable-tool/tests/golden/1p1d-tp2/local_ranktable_10.0.0.18_host.json"),
         include_bytes!("../../../ranktable-tool/tests/golden/two-hosts-merged/global_ranktable_merge.json"),
-        b"8001,8002;8003",
+        b"8001,8002,8003",
     ];
     tables.map(<[u8]>::to_vec).into()
 }
