@@ -104,6 +104,7 @@ pub(crate) fn weights(bytes: &[u8]) -> bool {
             tensor_parallel_size: 1,
             threads: 1,
             block_size: 16,
+            quantization: None,
             kv_dtype: None,
             kv_bytes: Some(1 << 20),
             max_model_len: Some(64),

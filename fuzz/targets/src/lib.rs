@@ -31,7 +31,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: wire::control, examples: wire::control_examples, mutations: 1000 },
     Target { name: "ticket", run: wire::ticket, examples: wire::ticket_examples, mutations: 1000 },
     Target { name: "kv_connection", run: wire::kv_connection, examples: wire::kv_examples, mutations: 1000 },
-    Target { name: "secret_preface", run: wire::secret_preface, examples: Vec::new, mutations: 0 },
     Target { name: "rank_table", run: files::rank_table, examples: files::rank_table_examples, mutations: 100 },
     Target { name: "chat_template", run: files::chat_template, examples: files::template_examples, mutations: 300 },
     Target { name: "tokenizer", run: files::tokenizer, examples: files::tokenizer_examples, mutations: 100 },

@@ -1,11 +1,10 @@
-//! What other processes send: control messages, tickets, KV frames and the secret's preface.
+//! What other processes send: control messages, tickets and KV frames.
 
 use std::sync::LazyLock;
 
 use prost::Message;
 use proto::control::{Cancel, Generate, Key, Prefill, Reserve, SchedulerMessage, Tokens, WorkerMessage};
 use proto::control::{scheduler_message as down, worker_message as up};
-use proto::{ClusterSecret, Port};
 use tokio::runtime::{Builder, Runtime};
 use types::{GenerateSpec, SampledToken};
 use worker::fake::{FakeEngine, spec};
@@ -72,11 +71,4 @@ pub(crate) fn kv_connection(bytes: &[u8]) -> bool {
 
 pub(crate) fn kv_examples() -> Vec<Vec<u8>> {
     vec![transfer::fuzz::connection_example(&*FakeEngine::new(8, 4).store())]
-}
-
-/// Never taken: nobody guesses the secret.
-pub(crate) fn secret_preface(bytes: &[u8]) -> bool {
-    let secret = ClusterSecret::new("0123456789abcdef0123456789abcdef", "fuzz").expect("long enough");
-    let mut stream = tokio::io::join(bytes, tokio::io::sink());
-    RUNTIME.block_on(secret.accept(&mut stream, Port::Kv, "decode-0")).is_ok()
 }
