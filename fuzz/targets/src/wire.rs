@@ -25,6 +25,7 @@ pub(crate) fn control(bytes: &[u8]) -> bool {
             order.first.into_iter().map(SampledToken::from).for_each(drop);
             checked(order.key, order.spec)
         }
+        Some(Body::Embed(order)) => proto::request_key(order.key).is_ok(),
         Some(Body::Cancel(order)) => proto::request_key(order.key).is_ok(),
         Some(Body::Hello(_) | Body::Ping(_)) => true,
         None => false,
