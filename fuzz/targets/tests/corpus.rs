@@ -1,5 +1,7 @@
 //! Every target over its corpus and seeded mutations of it: nothing panics, nothing grows, and what is right is still taken.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap fails the test")]
+
 use fuzz_targets::{Mutator, TARGETS, Target};
 
 /// Resident memory may grow by so much over a whole target: far above its inputs, far below what one foreign length could ask for.
