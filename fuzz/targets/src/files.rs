@@ -105,6 +105,7 @@ pub(crate) fn weights(bytes: &[u8]) -> bool {
             threads: 1,
             block_size: 16,
             quantization: None,
+            pack_cache: None,
             kv_dtype: None,
             kv_bytes: Some(1 << 20),
             max_model_len: Some(64),
