@@ -85,7 +85,7 @@ async fn read_on(mut open: Open, stop: CancellationToken) -> String {
     text
 }
 
-/// Ten thousand of them belong to `pdserve chaos`; a connection that counts cancels as HTTP/2 does would end after some hundred.
+/// 2,272 cancels: a connection that counts them as HTTP/2 does would end after some hundred.
 #[tokio::test]
 async fn f25_bursts_of_cancels_leave_a_long_stream_alone() {
     let cluster = Cluster::start(1, 1, |fake| fake.step = Duration::from_millis(10)).await;
