@@ -104,7 +104,7 @@ const VALUES: &[(Endpoint, &str, &str, &str)] = &[
         Generate,
         "early_stopping",
         r#""soon""#,
-        "early_stopping: must be true, false or \"never\", got the string \"soon\"",
+        "early_stopping: must be true, false or \"never\", got a string of 4 characters",
     ),
     (Generate, "detokenize", "true", ""),
     (Generate, "detokenize", "false", "detokenize: not supported yet"),
