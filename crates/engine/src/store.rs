@@ -87,6 +87,28 @@ impl KvStore for RankedStore {
         Ok(())
     }
 
+    fn read_sealed(&self, span: &KvSpan, blocks: &[BlockId], mut out: &mut [u8], seed: u64) -> Result<u64, KvError> {
+        span.check(&self.geometry.layout, blocks, out.len())?;
+        let mut checksum = Checksum::new(self.isa, seed);
+        for stretch in self.geometry.stretches(span, blocks) {
+            let (part, rest) = out.split_at_mut(stretch.len());
+            self.memory.read_adding(stretch.start, part, &mut checksum);
+            out = rest;
+        }
+        Ok(checksum.finish())
+    }
+
+    fn write_sealed(&self, span: &KvSpan, blocks: &[BlockId], mut bytes: &[u8], seed: u64) -> Result<u64, KvError> {
+        span.check(&self.geometry.layout, blocks, bytes.len())?;
+        let mut checksum = Checksum::new(self.isa, seed);
+        for stretch in self.geometry.stretches(span, blocks) {
+            let (part, rest) = bytes.split_at(stretch.len());
+            self.memory.write_adding(stretch.start, part, &mut checksum);
+            bytes = rest;
+        }
+        Ok(checksum.finish())
+    }
+
     fn shareable(&self) -> Option<&dyn ShareableKv> {
         Some(self)
     }
@@ -256,8 +278,9 @@ mod tests {
             for (heads, tokens) in [(0..1, 0..8), (1..4, 0..3), (1..4, 3..8)] {
                 let part = span(heads, tokens);
                 let mut bytes = vec![0; part.payload_bytes(&one.layout())];
-                one.read(&part, &blocks, &mut bytes).unwrap();
-                other.write(&part, &blocks2, &bytes).unwrap();
+                let read = one.read_sealed(&part, &blocks, &mut bytes, 42).unwrap();
+                let written = other.write_sealed(&part, &blocks2, &bytes, 42).unwrap();
+                assert_eq!([read, written], [one.checksum(&part, &blocks, 42).unwrap(); 2]);
             }
             let mut out = vec![0; 256];
             other.read(&all, &blocks2, &mut out).unwrap();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, To};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -59,14 +59,26 @@ impl KvMemory {
     /// Adds what lies at `at` to `checksum`.
     pub fn checksum(&self, at: usize, len: usize, checksum: &mut Checksum) {
         // SAFETY: `span` has checked it.
-        unsafe { checksum.add_raw(self.span(at, len).cast_const(), None, len) }
+        unsafe { checksum.add_raw(self.span(at, len).cast_const(), To::Nowhere, len) }
+    }
+
+    /// As [`KvMemory::read`], and adds what was read to `checksum`: one pass over the bytes.
+    pub fn read_adding(&self, at: usize, out: &mut [u8], checksum: &mut Checksum) {
+        // SAFETY: `span` has checked the source; `out` is a slice of its own.
+        unsafe { checksum.add_raw(self.span(at, out.len()).cast_const(), To::Near(out.as_mut_ptr()), out.len()) }
+    }
+
+    /// As [`KvMemory::write`], and adds what was written to `checksum`: one pass over the bytes.
+    pub fn write_adding(&self, at: usize, bytes: &[u8], checksum: &mut Checksum) {
+        // SAFETY: `span` has checked the destination; `bytes` is a slice of its own.
+        unsafe { checksum.add_raw(bytes.as_ptr(), To::Far(self.span(at, bytes.len())), bytes.len()) }
     }
 
     /// Copies from another process's memory, and adds what was copied to `checksum`: one pass over the bytes.
     pub fn copy_from(&self, to: usize, from: &ForeignMemory, at: usize, len: usize, checksum: &mut Checksum) {
         let source = inside(&from.map, at, len).cast_const();
         // SAFETY: both ends are checked; they are different maps.
-        unsafe { checksum.add_raw(source, Some(self.span(to, len)), len) }
+        unsafe { checksum.add_raw(source, To::Far(self.span(to, len)), len) }
     }
 
     /// Where `len` bytes from `at` on lie.
@@ -131,6 +143,14 @@ mod tests {
         ours.read(7, &mut found);
         assert_eq!(found, bytes);
         assert_eq!(copied.finish(), stored.finish());
+        let [mut read, mut written] = [(); 2].map(|()| Checksum::new(Isa::from_env().unwrap(), 9));
+        found.fill(0);
+        theirs.read_adding(100, &mut found, &mut read);
+        assert_eq!(found, bytes);
+        ours.write_adding(64, &bytes, &mut written);
+        ours.read(64, &mut found);
+        assert_eq!(found, bytes);
+        assert_eq!([read.finish(), written.finish()], [stored.finish(); 2]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 /// Number of a block in one instance's pool and store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
@@ -169,6 +171,18 @@ pub trait KvStore: Send + Sync {
 
     /// Copies `bytes` over the span.
     fn write(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8]) -> Result<(), KvError>;
+
+    /// As [`KvStore::read`]; returns XXH3-64 of what was read, with a seed.
+    fn read_sealed(&self, span: &KvSpan, blocks: &[BlockId], out: &mut [u8], seed: u64) -> Result<u64, KvError> {
+        self.read(span, blocks, out)?;
+        Ok(xxh3_64_with_seed(out, seed))
+    }
+
+    /// As [`KvStore::write`]; returns XXH3-64 of what was written, with a seed.
+    fn write_sealed(&self, span: &KvSpan, blocks: &[BlockId], bytes: &[u8], seed: u64) -> Result<u64, KvError> {
+        self.write(span, blocks, bytes)?;
+        Ok(xxh3_64_with_seed(bytes, seed))
+    }
 
     /// This memory as one that can be copied from without going through the process that owns it; `None` if it cannot.
     fn shareable(&self) -> Option<&dyn ShareableKv> {

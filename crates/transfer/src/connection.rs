@@ -248,19 +248,21 @@ impl Connection {
         let number = sending.number.unwrap_or_else(|| self.state.lock().number());
         let (span, layout) = (&sending.span, self.store.layout());
         let (key, capability, bytes) = (&shipment.key, &shipment.capability, span.payload_bytes(&layout));
-        payload.clear();
-        let (piece, held) = match (carriage, self.store.shareable()) {
+        let mut piece = piece::header(number, key, capability, span, bytes);
+        let seed = piece::seed(&piece);
+        let held = match (carriage, self.store.shareable()) {
             (Carriage::Fetched, Some(memory)) => {
-                let mut piece = piece::header(number, key, capability, span, bytes);
-                piece.checksum = memory.checksum(span, blocks.ids(), piece::seed(&piece))?;
+                payload.clear();
+                piece.checksum = memory.checksum(span, blocks.ids(), seed)?;
                 piece.shm_blocks = piece::blocks_of(span, blocks.ids(), layout.block_size);
-                (piece, Some(blocks))
+                Some(blocks)
             }
             _ => {
+                // Not cleared before: all of it is read over.
                 payload.resize(bytes, 0);
-                self.store.read(span, blocks.ids(), payload)?;
+                piece.checksum = self.store.read_sealed(span, blocks.ids(), payload, seed)?;
                 // What was read may change from here on; the piece has its own copy.
-                (piece::sealed(number, key, capability, span, payload), None)
+                None
             }
         };
         (sending.number, sending.attempts) = (Some(number), sending.attempts + 1);

@@ -134,8 +134,8 @@ impl Site {
         if matches!(arrival.outcome, Some(Err(_))) { Err(Refusal::Closed) } else { Ok(span) }
     }
 
-    /// Checks and writes the payload of an admitted piece. One that is fetched is checked once it is here; until it is right, it has not
-    /// landed, and is written over.
+    /// Writes the payload of an admitted piece, and checks it on the way: one pass over the bytes. If it is wrong it has not landed, and
+    /// the next one for the same place is written over it.
     pub(crate) fn land(
         &self,
         header: &Piece,
@@ -144,14 +144,9 @@ impl Site {
         source: &Source,
         now: Instant,
     ) -> Result<Landed, Refusal> {
-        if let Payload::Sent(bytes) = payload {
-            // gRPC delivers whatever length the peer chose.
-            if bytes.len() as u64 != header.payload_len {
-                return Err(Refusal::Length);
-            }
-            if piece::checksum(header, bytes) != header.checksum {
-                return Err(Refusal::Checksum);
-            }
+        // gRPC delivers whatever length the peer chose.
+        if matches!(payload, Payload::Sent(bytes) if bytes.len() as u64 != header.payload_len) {
+            return Err(Refusal::Length);
         }
         let mut arrival = self.arrival.lock();
         self.expire(&mut arrival, now);
@@ -164,20 +159,22 @@ impl Site {
         if arrival.covered.overlaps(&span) {
             return Err(Refusal::Overlap);
         }
-        match payload {
-            Payload::Sent(bytes) => {
-                if let Err(error) = self.store.write(&span, &self.blocks, bytes) {
+        let seed = piece::seed(header);
+        let written = match payload {
+            Payload::Sent(bytes) => match self.store.write_sealed(&span, &self.blocks, bytes, seed) {
+                Ok(written) => written,
+                Err(error) => {
                     tracing::error!(key = %self.key, %error, "kv store refuses a piece that was in range");
                     self.end(&mut arrival, Err(error.into()));
                     return Err(Refusal::OutOfRange);
                 }
-            }
+            },
             Payload::Fetched { memory, blocks } => {
-                let copied = memory.copy(&span, &blocks, &self.blocks, piece::seed(header));
-                if copied.map_err(|_| Refusal::OutOfRange)? != header.checksum {
-                    return Err(Refusal::Checksum);
-                }
+                memory.copy(&span, &blocks, &self.blocks, seed).map_err(|_| Refusal::OutOfRange)?
             }
+        };
+        if written != header.checksum {
+            return Err(Refusal::Checksum);
         }
         arrival.covered.add(&span);
         arrival.pieces.insert(span);

@@ -3,7 +3,9 @@
 use kv::{BlockId, KvLayout, KvSpan};
 use proto::kv::Piece;
 use types::RequestKey;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use xxhash_rust::xxh3::Xxh3;
+#[cfg(any(test, feature = "fuzz"))]
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::ticket::Capability;
 
@@ -69,7 +71,8 @@ pub(crate) fn header(number: u64, key: &RequestKey, capability: &Capability, spa
     }
 }
 
-/// The header of a piece whose payload follows it.
+/// The header of a piece whose payload follows it, for peers that are made up.
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn sealed(number: u64, key: &RequestKey, capability: &Capability, span: &KvSpan, payload: &[u8]) -> Piece {
     let mut piece = header(number, key, capability, span, payload.len());
     piece.checksum = checksum(&piece, payload);
@@ -89,7 +92,8 @@ pub(crate) fn span(piece: &Piece) -> KvSpan {
 }
 
 /// xxh3-64 of the payload, seeded with its header's [`seed`].
-pub(crate) fn checksum(piece: &Piece, payload: &[u8]) -> u64 {
+#[cfg(any(test, feature = "fuzz"))]
+fn checksum(piece: &Piece, payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, seed(piece))
 }
 

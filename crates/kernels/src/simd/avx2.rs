@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, MAX_LANES, Simd};
-use crate::checksum::STRIPE;
+use crate::checksum::{AHEAD, STRIPE, To};
 
 const LANES: usize = 8;
 
@@ -197,15 +197,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: To, count: usize) {
         unsafe {
             let halves = lanes.as_ptr().cast::<__m256i>();
             let mut sums = [_mm256_loadu_si256(halves), _mm256_loadu_si256(halves.add(1))];
             for at in 0..count {
+                Self::prefetch(from.wrapping_add(at * STRIPE + AHEAD));
                 for (half, sums) in sums.iter_mut().enumerate() {
                     let values = _mm256_loadu_si256(from.add(at * STRIPE + 32 * half).cast());
-                    if let Some(to) = to {
-                        _mm256_storeu_si256(to.add(at * STRIPE + 32 * half).cast(), values);
+                    match to {
+                        To::Nowhere => {}
+                        To::Near(to) => _mm256_storeu_si256(to.add(at * STRIPE + 32 * half).cast(), values),
+                        To::Far(to) => _mm256_stream_si256(to.add(at * STRIPE + 32 * half).cast(), values),
                     }
                     let keyed = _mm256_xor_si256(values, _mm256_loadu_si256(secret.add(8 * at + 32 * half).cast()));
                     let product = _mm256_mul_epu32(keyed, _mm256_srli_epi64::<32>(keyed));
@@ -217,5 +220,11 @@ impl Simd for Avx2 {
                 _mm256_storeu_si256(lanes.as_mut_ptr().add(4 * half).cast(), sums);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn settle_far() {
+        // SAFETY: of every x86-64.
+        unsafe { _mm_sfence() }
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, MAX_LANES, Simd};
-use crate::checksum::STRIPE;
+use crate::checksum::{AHEAD, STRIPE, To};
 
 /// Proof that the CPU has AVX-512 F, BW, VL and DQ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,13 +188,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: To, count: usize) {
         unsafe {
             let mut sums = _mm512_loadu_si512(lanes.as_ptr().cast());
             for at in 0..count {
                 let values = _mm512_loadu_si512(from.add(at * STRIPE).cast());
-                if let Some(to) = to {
-                    _mm512_storeu_si512(to.add(at * STRIPE).cast(), values);
+                Self::prefetch(from.wrapping_add(at * STRIPE + AHEAD));
+                match to {
+                    To::Nowhere => {}
+                    To::Near(to) => _mm512_storeu_si512(to.add(at * STRIPE).cast(), values),
+                    To::Far(to) => _mm512_stream_si512(to.add(at * STRIPE).cast(), values),
                 }
                 let keyed = _mm512_xor_si512(values, _mm512_loadu_si512(secret.add(8 * at).cast()));
                 let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
@@ -203,5 +206,11 @@ impl Simd for Avx512 {
             }
             _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn settle_far() {
+        // SAFETY: of every x86-64.
+        unsafe { _mm_sfence() }
     }
 }

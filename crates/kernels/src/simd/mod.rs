@@ -13,7 +13,7 @@ mod portable;
 
 use std::fmt;
 
-use crate::checksum::{STRIPE, eat_stripe};
+use crate::checksum::{STRIPE, To, eat_stripe};
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512};
 
@@ -169,22 +169,26 @@ pub(crate) trait Simd: Copy {
     unsafe fn high_bf16(pairs: Self::V) -> Self::V;
     /// Asks for the line of memory at `at`, which need not exist, to be brought nearer.
     unsafe fn prefetch(at: *const u8);
-    /// Takes `count` stripes at `from` into the lanes of a [`crate::Checksum`], and copies them to `to` if that is given. The secret
-    /// moves on by 8 bytes with each.
+    /// Takes `count` stripes at `from` into the lanes of a [`crate::Checksum`], and copies them to where `to` says; if that is far, it
+    /// is aligned to a stripe. The secret moves on by 8 bytes with each.
     #[inline(always)]
-    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: Option<*mut u8>, count: usize) {
+    unsafe fn eat_stripes(lanes: &mut [u64; 8], secret: *const u8, from: *const u8, to: To, count: usize) {
         for at in 0..count {
             // SAFETY: the caller grants so many stripes, and as much of the secret.
             unsafe {
                 let stripe = from.add(at * STRIPE).cast::<[u8; STRIPE]>().read_unaligned();
                 let secret = secret.add(8 * at).cast::<[u8; STRIPE]>().read_unaligned();
-                if let Some(to) = to {
+                if let To::Near(to) | To::Far(to) = to {
                     to.add(at * STRIPE).cast::<[u8; STRIPE]>().write_unaligned(stripe);
                 }
                 eat_stripe(lanes, &stripe, &secret);
             }
         }
     }
+
+    /// Whatever was copied far can be seen by other threads before what this one does next.
+    #[inline(always)]
+    unsafe fn settle_far() {}
 
     /// The first `count` lanes, or all of them.
     #[inline(always)]

@@ -1,6 +1,6 @@
-//! What D does with pieces that are damaged, old, forged, doubled or out of order: nothing of it is written.
+//! What D does with pieces that are damaged, old, forged, doubled or out of order: nothing of it lands.
 
-use kv::{BlockId, BlockRef, KvSpan, Phase, ShareableKv};
+use kv::{BlockId, BlockRef, KvSpan, KvStore, Phase, ShareableKv};
 use proto::kv::kv_frame::Body as Frame;
 use proto::kv::kv_reply::Body as Reply;
 use proto::kv::{Abandon, KvHello, KvShared, Piece};
@@ -56,7 +56,7 @@ const FORGERIES: [Forgery; 19] = [
 ];
 
 #[tokio::test]
-async fn f9_f10_a_damaged_or_forged_piece_is_refused_counted_and_not_written() {
+async fn f9_f10_a_damaged_or_forged_piece_is_refused_and_counted_and_does_not_land() {
     for kind in [TransportKind::Inproc, TransportKind::Tcp] {
         for (case, (forge, refusal)) in FORGERIES.iter().enumerate() {
             let (pair, mut raw, landing, blocks) = open(kind).await;
@@ -67,10 +67,16 @@ async fn f9_f10_a_damaged_or_forged_piece_is_refused_counted_and_not_written() {
             let resend = *refusal == Refusal::Checksum;
             assert_eq!(answer, Err((refusal.to_string(), resend)), "{kind}, case {case}");
             assert_eq!(pair.receiver.counters().refused(*refusal), 1, "{kind}, case {case}");
+            // Checksums are known only when a piece has been written; nothing else is written at all.
             let written = pair.d.store.dump(&ids(&blocks), 0..32);
-            assert!(written.iter().all(|&byte| byte == 0), "{kind}, case {case}: something was written");
-            // The stream is still in step, and the landing still takes the right piece.
+            assert!(resend || written.iter().all(|&byte| byte == 0), "{kind}, case {case}: something was written");
+            // The stream is still in step, and the landing still takes the right piece, over whatever was written.
             assert_eq!(raw.piece_answer(&right, &payload).await, Ok(8), "{kind}, case {case}");
+            let mut landed = vec![0; payload.len()];
+            pair.d.store.read(&span(1, 0..4, 16..24), &ids(&blocks), &mut landed).unwrap();
+            assert!(landed == payload, "{kind}, case {case}: other bytes");
+            let before = pair.d.store.dump(&ids(&blocks), 0..16);
+            assert!(before.iter().all(|&byte| byte == 0), "{kind}, case {case}: written outside");
         }
     }
 }
