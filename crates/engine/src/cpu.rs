@@ -5,7 +5,7 @@ mod packs;
 
 use std::sync::Arc;
 
-use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, QuantizedRows, Segments};
+use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, Segments};
 
 use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
@@ -13,7 +13,7 @@ use crate::plan::{PlanRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
-use linear::{CpuMatrix, Product, bits, products};
+use linear::{CpuMatrix, Product, Rows, bits, products};
 pub(crate) use packs::{PackPlace, PackedSoFar, Packs};
 
 pub(crate) struct Cpu {
@@ -47,8 +47,8 @@ struct Values {
     /// What is added to `h` next.
     delta: Vec<f32>,
     logits: Vec<f32>,
-    /// The input of packed products.
-    rows: QuantizedRows,
+    /// The input of products.
+    rows: Rows,
 }
 
 /// What a rank is made of.

@@ -31,7 +31,7 @@ pub use arena::{KvArena, KvElement, KvHalf, KvLayer, KvRow, KvShape};
 pub use attention::{AttentionShape, attention};
 pub use checksum::Checksum;
 pub use mapped::MappedFile;
-pub use matmul::{Element, SEGMENTS, Segments, WeightView, matmul, tree_sum};
+pub use matmul::{Element, Inputs, SEGMENTS, Segments, WeightView, matmul, tree_sum};
 pub use memory::{ForeignMemory, KvMemory};
 pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;

@@ -1,84 +1,68 @@
 //! `y[m][n] = sum over k of x[m][k] * w[n][k]`, with `w` as it lies in the model file.
 //!
-//! One order per output element: `k` is cut into segments at fixed places; within a segment, products are added one after the other
-//! as `k` grows; the segments are added as a balanced binary tree. How many rows or columns are worked on together changes which
-//! elements share a load, never this order.
+//! One order per output element: `k` is cut into segments at fixed places; within a segment, each lane of a vector adds its share of
+//! the products one after the other as `k` grows, and the lanes are added as a tree; so are the segments. How many rows or columns are
+//! worked on together changes which elements share a load, never this order.
 //!
 //! ```text
-//! task: a run of columns (rows of `w`), which are turned so that a vector holds neighbouring columns of one k (rows.rs)
-//!   few rows of x:  multiplied at once (stream.rs)
-//!   more:           kept as a panel, 4 vectors by 128 k (panel.rs), for all rows with their sums in registers (micro.rs)
-//!   then segments are added, the bias is added, the result written
+//! Inputs  ─► x, once for all products of it (inputs.rs)
+//! task    ─► a run of columns (rows of `w`), in blocks that stay in the second-level cache
+//! block   ─► all rows of x, a few at a time, which stay in the first-level cache
+//! tile    ─► those times a few columns, sums in registers (tile.rs)
 //! ```
 //!
-//! Turning costs an eighth of a cycle per weight, the multiplication of one row a thirty-second: from a few rows on it does not
-//! show, and below that memory is slower than both. So weights need no second, packed copy.
+//! Every weight is loaded along its row, where memory is fastest, and taken apart at two instructions for 32 of them; so weights need
+//! no second, packed copy.
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
+mod inputs;
 mod load;
-mod micro;
-mod panel;
-mod rows;
 mod segments;
-mod stream;
+mod tile;
 mod weight;
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
+pub use inputs::Inputs;
+use inputs::Tiles;
 pub(crate) use load::{Bf16, F32, widen};
 pub(crate) use segments::WAITING;
 pub use segments::{SEGMENTS, Segments, tree_sum};
 pub use weight::{Element, WeightView};
 
-use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::simd::{Isa, Kernel, Simd};
 use crate::{Pool, pool::SharedMut};
 use load::{F16, Load};
-use micro::Block;
-use panel::{COLUMNS_MAX, DEPTH, Panel, STRIPS, WIDTH};
-use stream::{STREAMED, stream};
+use tile::{OUTPUTS, Tile, columns_max};
 
-/// Rows of `x` that share a panel: enough to hide the cost of turning it, few enough to stay in the second-level cache meanwhile.
-const ROWS: usize = 128;
-
-/// Up to this many rows, filling panels takes longer than multiplying.
-const ROWS_FEW: usize = 32;
+/// Bytes of weights that all rows of `x` pass over before the next: a part of the second-level cache.
+const BLOCK: usize = 96 << 10;
 
 /// `out = x * w^T (+ bias)`: `x` is `[m][w.cols]`, `out` `[m][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
-pub fn matmul(
-    isa: Isa,
-    pool: &Pool,
-    x: &[f32],
-    w: &WeightView<'_>,
-    segments: &Segments,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    assert_eq!(segments.len(), w.cols, "segments of another product");
+pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+    assert!(x.fit(isa, w.element, w.cols), "inputs of another product");
     assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias of another product");
-    if w.rows == 0 || out.is_empty() {
+    assert_eq!(x.rows() * w.rows, out.len(), "{} rows into {} outputs of {}", x.rows(), out.len(), w.rows);
+    if out.is_empty() {
         return;
     }
-    let m = out.len() / w.rows;
-    assert!(m * w.rows == out.len() && m * w.cols == x.len(), "{} by {} into {}", x.len(), w.cols, out.len());
-    // Few tasks, so that each reads one long run of memory; multiples of MAX_LANES keep vectors whole.
-    let columns = w.rows.div_ceil(pool.threads()).next_multiple_of(MAX_LANES);
+    // Few tasks, so that each reads one long run of memory.
+    let share = w.rows.div_ceil(pool.threads());
     let out = SharedMut::new(out);
-    pool.run(w.rows.div_ceil(columns), |task| {
-        let columns = task * columns..((task + 1) * columns).min(w.rows);
-        isa.run(Columns { x, m, w, segments, bias, columns, out: &out });
+    pool.run(w.rows.div_ceil(share), |task| {
+        let columns = task * share..((task + 1) * share).min(w.rows);
+        isa.run(Columns { x, w, bias, columns, tiles: Tiles::of(isa, x.rows()), out: &out });
     });
 }
 
 /// All rows of `x` times some columns (rows of `w`); one thread's task.
 struct Columns<'a> {
-    x: &'a [f32],
-    m: usize,
+    x: &'a Inputs,
     w: &'a WeightView<'a>,
-    segments: &'a Segments,
     bias: Option<&'a [f32]>,
     columns: Range<usize>,
+    tiles: Tiles,
     /// `[m][w.rows]`; this task writes `columns` of it and nothing else.
     out: &'a SharedMut<'a, f32>,
 }
@@ -91,144 +75,67 @@ impl Kernel for Columns<'_> {
         // SAFETY: `matmul` has checked the shapes.
         unsafe {
             match self.w.element {
-                Element::F32 => self.panels::<S, F32>(),
-                Element::F16 => self.panels::<S, F16>(),
-                Element::Bf16 => self.panels::<S, Bf16>(),
+                Element::F32 => self.blocks::<S, F32>(),
+                Element::F16 => self.blocks::<S, F16>(),
+                Element::Bf16 => self.blocks::<S, Bf16>(),
             }
         }
     }
 }
 
-/// `[waiting sum][row][column]`
-type Sums = MaybeUninit<[f32; WAITING * PLACE]>;
-
-/// Floats from one waiting sum to the next.
-const PLACE: usize = ROWS * COLUMNS_MAX;
-
 impl Columns<'_> {
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn panels<S: Simd, E: Load>(&self) {
-        let (mut panel, mut sums) = (Panel::new(), Sums::uninit());
-        let sums = sums.as_mut_ptr().cast::<f32>();
-        // For few rows a narrow panel is read back sooner; for many, a wide one saves passes over `x`.
-        let vectors = if self.m <= STREAMED {
-            1
-        } else if self.m <= ROWS_FEW {
-            WIDTH
-        } else {
-            STRIPS * WIDTH
-        };
-        let width = vectors * S::LANES;
-        for row in (0..self.m).step_by(ROWS) {
-            let rows = row..(row + ROWS).min(self.m);
-            for start in self.columns.clone().step_by(width) {
-                let columns = start..(start + width).min(self.columns.end);
-                // SAFETY: rows and columns exist; `sums` has room for them at every place of the tree, the first of which then
-                // holds the sum.
-                unsafe {
-                    self.tree::<S, E>(&mut panel, &rows, &columns, sums);
-                    self.finish(&rows, &columns, sums);
+    unsafe fn blocks<S: Simd, E: Load>(&self) {
+        let width = columns_max(S::LANES, self.tiles.rows(0).len());
+        let block = (BLOCK / (self.w.cols * E::SIZE).max(1)).max(1).next_multiple_of(width);
+        let ahead = if self.tiles.count == 1 { width } else { block } * self.w.stride * E::SIZE;
+        for start in self.columns.clone().step_by(block) {
+            let end = (start + block).min(self.columns.end);
+            for tile in 0..self.tiles.count {
+                let rows = self.tiles.rows(tile);
+                let width = columns_max(S::LANES, rows.len());
+                for column in (start..end).step_by(width) {
+                    // SAFETY: rows and columns exist.
+                    unsafe { self.tile::<S, E>(&rows, &(column..(column + width).min(end)), ahead) };
                 }
             }
         }
     }
 
-    /// Sums every segment and joins them.
+    /// Sums every segment, joins them, and writes the outputs.
     ///
     /// # Safety
-    /// Rows and columns exist, at most ROWS and a panel's columns; `sums` has room for WAITING such parts. The CPU has `S`.
+    /// Rows and columns exist, no more than a tile has. The CPU has `S`.
     #[inline(always)]
-    unsafe fn tree<S: Simd, E: Load>(
-        &self,
-        panel: &mut Panel,
-        rows: &Range<usize>,
-        columns: &Range<usize>,
-        sums: *mut f32,
-    ) {
-        for step in self.segments.tree() {
-            let k = self.segments.bounds[step.segment]..self.segments.bounds[step.segment + 1];
-            // SAFETY: the tree never has more than WAITING parts; those that are joined are written and differ.
-            unsafe {
-                self.segment::<S, E>(panel, rows, columns, &k, sums.add(step.place * PLACE));
-                for place in (step.place - step.joins..step.place).rev() {
-                    for row in 0..rows.len() {
-                        let left = sums.add(place * PLACE + row * COLUMNS_MAX);
-                        for column in 0..columns.len() {
-                            *left.add(column) += *left.add(PLACE + column);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// `to[row][column]` = the products of one segment of `k`. Whole vectors of columns are written.
-    ///
-    /// # Safety
-    /// As [`Columns::tree`]; `k` lies within the rows of `w`.
-    #[inline(always)]
-    unsafe fn segment<S: Simd, E: Load>(
-        &self,
-        panel: &mut Panel,
-        rows: &Range<usize>,
-        columns: &Range<usize>,
-        k: &Range<usize>,
-        to: *mut f32,
-    ) {
-        let x = |row: usize, k: usize| self.x.as_ptr().wrapping_add((rows.start + row) * self.w.cols + k);
-        if self.m <= STREAMED || k.is_empty() {
-            // SAFETY: rows, columns and `k` exist, and there are as many rows as each arm says.
-            return unsafe {
-                match rows.len() {
-                    1 => stream::<S, E, 1>([0].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
-                    2 => stream::<S, E, 2>([0, 1].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
-                    3 => stream::<S, E, 3>([0, 1, 2].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX),
-                    4 => {
-                        stream::<S, E, 4>([0, 1, 2, 3].map(|row| x(row, k.start)), self.w, columns, k, to, COLUMNS_MAX)
-                    }
-                    rows => to.write_bytes(0, rows * COLUMNS_MAX),
-                }
+    unsafe fn tile<S: Simd, E: Load>(&self, rows: &Range<usize>, columns: &Range<usize>, ahead: usize) {
+        let mut sums = [[0.0; OUTPUTS]; WAITING];
+        let w_stride = self.w.stride * E::SIZE;
+        for part in self.x.parts() {
+            let tile = Tile {
+                x: self.x.tile(rows, part.at),
+                w: self.w.bytes.as_ptr().wrapping_add(columns.start * w_stride + part.k.start * E::SIZE),
+                w_stride,
+                k: part.k.len(),
+                ahead,
             };
-        }
-        for start in k.clone().step_by(DEPTH) {
-            let part = start..(start + DEPTH).min(k.end);
-            // SAFETY: columns, rows and `part` exist.
-            unsafe {
-                panel.fill::<S, E>(self.w, columns, &part);
-                for strip in 0..Panel::strips::<S>(columns.len()) {
-                    let block = Block {
-                        x: x(0, part.start),
-                        x_stride: self.w.cols,
-                        strip: panel.strip::<S>(strip),
-                        k: part.len(),
-                        sums: to.add(strip * WIDTH * S::LANES),
-                        fresh: start == k.start,
-                    };
-                    block.all::<S>(rows.len());
-                }
+            // SAFETY: rows, columns and the part of `k` exist on both sides.
+            unsafe { tile.sums::<S, E>(rows.len(), columns.len(), &mut sums[part.step.place]) };
+            for place in (part.step.place - part.step.joins..part.step.place).rev() {
+                let right = sums[place + 1];
+                sums[place].iter_mut().zip(right).for_each(|(left, right)| *left += right);
             }
         }
-    }
-
-    /// Writes the outputs.
-    ///
-    /// # Safety
-    /// `sums` is written for these rows and columns.
-    #[inline(always)]
-    unsafe fn finish(&self, rows: &Range<usize>, columns: &Range<usize>, sums: *const f32) {
-        for (r, row) in rows.clone().enumerate() {
+        let width = columns_max(S::LANES, rows.len());
+        for (row, sums) in rows.clone().zip(sums[0].chunks_exact(width)) {
             // SAFETY: the output row has `w.rows` columns, of which this task owns `columns`.
-            let (sum, out) = unsafe {
-                let sum = std::slice::from_raw_parts(sums.add(r * COLUMNS_MAX), columns.len());
-                (sum, self.out.slice(row * self.w.rows + columns.start, columns.len()))
-            };
+            let out = unsafe { self.out.slice(row * self.w.rows + columns.start, columns.len()) };
             match self.bias {
-                None => out.copy_from_slice(sum),
+                None => out.copy_from_slice(&sums[..out.len()]),
                 Some(bias) => {
                     let bias = &bias[columns.clone()];
-                    out.iter_mut().zip(sum).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
+                    out.iter_mut().zip(sums).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Matrices of the CPU backend, mapped or packed, and products with them.
 
-use kernels::{Bits, Groups, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView};
+use kernels::{Bits, Element, Groups, Inputs, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView};
 
 use super::packs::Packs;
 use crate::backend::Part;
@@ -43,6 +43,14 @@ impl CpuMatrix {
         }
     }
 
+    /// How weights are stored; packed ones are none of these.
+    fn element(&self) -> Option<Element> {
+        match self {
+            Self::Mapped { matrix, .. } => Some(matrix.view().element()),
+            Self::Packed(_) => None,
+        }
+    }
+
     /// The rows as they are stored; tables are never packed.
     pub(crate) fn table(&self) -> Option<WeightView<'_>> {
         match self {
@@ -68,24 +76,34 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut Vec<f32>,
 }
 
-/// Computes products of one input whose matrices are of one kind. `rows` is room for the input in 8 bits: made once for all of them.
-pub(crate) fn products<const N: usize>(
-    isa: Isa,
-    pool: &Pool,
-    rows: &mut QuantizedRows,
-    x: &[f32],
-    products: [Product<'_>; N],
-) {
-    if let Some(Product { matrix: CpuMatrix::Packed(packed), .. }) = products.first() {
-        rows.fill(isa, pool, packed.groups(), x);
-    }
+/// The input of products, laid out for their weights. Kept from step to step, so that a warm step allocates nothing.
+#[derive(Default)]
+pub(crate) struct Rows {
+    mapped: Inputs,
+    packed: QuantizedRows,
+}
+
+/// Computes products of one input, whose matrices are all mapped or all packed and cut alike. `rows` is made ready once for all.
+pub(crate) fn products<const N: usize>(isa: Isa, pool: &Pool, rows: &mut Rows, x: &[f32], products: [Product<'_>; N]) {
+    let mut laid_out = None;
     for Product { matrix, bias, out } in products {
         out.resize(x.len() / matrix.cols() * matrix.rows(), 0.0);
+        let element = matrix.element();
+        let again = laid_out.replace(element) != Some(element);
         match matrix {
             CpuMatrix::Mapped { matrix, segments } => {
-                kernels::matmul(isa, pool, x, &matrix.view(), segments, bias, out);
+                let view = matrix.view();
+                if again {
+                    rows.mapped.fill(isa, pool, view.element(), segments, x);
+                }
+                kernels::matmul(isa, pool, &rows.mapped, &view, bias, out);
             }
-            CpuMatrix::Packed(packed) => kernels::quantized_matmul(isa, pool, rows, packed, bias, out),
+            CpuMatrix::Packed(packed) => {
+                if again {
+                    rows.packed.fill(isa, pool, packed.groups(), x);
+                }
+                kernels::quantized_matmul(isa, pool, &rows.packed, packed, bias, out);
+            }
         }
     }
 }

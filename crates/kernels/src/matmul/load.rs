@@ -2,15 +2,14 @@
 
 #![expect(unsafe_code, reason = "vector loads; contracts stand at each function")]
 
-use super::rows::Ahead;
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::Simd;
+
+/// Vectors that a product takes from a row of weights at a time.
+pub(super) const HALVES: usize = 2;
 
 /// An element type as vectors are loaded from it.
 pub(crate) trait Load {
     const SIZE: usize;
-
-    /// Elements that [`Load::columns`] moves as one lane.
-    const PER_LANE: usize;
 
     /// # Safety
     /// As [`Simd::load`].
@@ -20,32 +19,30 @@ pub(crate) trait Load {
     /// As [`Simd::load_head`].
     unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V;
 
-    /// `PER_LANE * LANES` elements of each of `LANES` rows, turned: lane `r` of vector `j` holds elements `PER_LANE * j ..` of row `r`,
-    /// to be taken apart by [`Load::element`]. `ahead` moves by what is read.
+    /// One half of `HALVES * LANES` elements: the first and the last ones, or if [`super::Element::interleaved`] those at even and at odd places.
     ///
     /// # Safety
-    /// Every row has these elements from `at` on; the CPU has `S`.
+    /// The elements are readable; the CPU has `S`.
     #[inline(always)]
-    unsafe fn columns<S: Simd>(rows: &[*const u8; MAX_LANES], at: usize, ahead: &mut Ahead) -> [S::V; MAX_LANES] {
-        // SAFETY: passed on; only the first LANES vectors are used.
-        unsafe {
-            let mut v = [S::splat(0.0); MAX_LANES];
-            for (v, row) in v.iter_mut().zip(rows).take(S::LANES) {
-                *v = Self::load::<S>(row.add(at * Self::SIZE));
-                ahead.prefetch::<S>(S::LANES * Self::SIZE);
-            }
-            S::transpose(&mut v);
-            v
-        }
+    unsafe fn half<S: Simd>(from: *const u8, half: usize) -> S::V {
+        // SAFETY: passed on.
+        unsafe { Self::load::<S>(from.add(half * S::LANES * Self::SIZE)) }
     }
 
-    /// Element `index < PER_LANE` of each lane.
+    /// One half of `count < HALVES * LANES` elements; the others are 0.
     ///
     /// # Safety
-    /// The CPU has `S`.
+    /// The elements are readable; the CPU has `S`.
     #[inline(always)]
-    unsafe fn element<S: Simd>(lanes: S::V, _index: usize) -> S::V {
-        lanes
+    unsafe fn half_head<S: Simd>(from: *const u8, half: usize, count: usize) -> S::V {
+        let count = count.saturating_sub(half * S::LANES);
+        // SAFETY: passed on; a vector is read where it is whole, and nothing where it is empty.
+        unsafe {
+            if count >= S::LANES {
+                return Self::half::<S>(from, half);
+            }
+            Self::load_head::<S>(from.wrapping_add(half * S::LANES * Self::SIZE), count)
+        }
     }
 }
 
@@ -56,7 +53,6 @@ pub(crate) struct Bf16;
 // SAFETY (all functions): passed on to the caller.
 impl Load for F32 {
     const SIZE: usize = 4;
-    const PER_LANE: usize = 1;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const u8) -> S::V {
@@ -71,7 +67,6 @@ impl Load for F32 {
 // SAFETY (all functions): passed on to the caller.
 impl Load for F16 {
     const SIZE: usize = 2;
-    const PER_LANE: usize = 1;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const u8) -> S::V {
@@ -86,7 +81,6 @@ impl Load for F16 {
 // SAFETY (all functions): passed on to the caller.
 impl Load for Bf16 {
     const SIZE: usize = 2;
-    const PER_LANE: usize = 2;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const u8) -> S::V {
@@ -96,15 +90,23 @@ impl Load for Bf16 {
     unsafe fn load_head<S: Simd>(from: *const u8, count: usize) -> S::V {
         unsafe { S::load_bf16_head(from, count) }
     }
-    /// Pairs are moved as they are and widened after: half the shuffles.
+    /// Pairs are loaded as they are and taken apart: no shuffle.
     #[inline(always)]
-    unsafe fn columns<S: Simd>(rows: &[*const u8; MAX_LANES], at: usize, ahead: &mut Ahead) -> [S::V; MAX_LANES] {
-        unsafe { F32::columns::<S>(&rows.map(|row| row.wrapping_add(at * 2)), 0, ahead) }
+    unsafe fn half<S: Simd>(from: *const u8, half: usize) -> S::V {
+        unsafe { take::<S>(S::load(from.cast()), half) }
     }
     #[inline(always)]
-    unsafe fn element<S: Simd>(lanes: S::V, index: usize) -> S::V {
-        unsafe { if index == 0 { S::low_bf16(lanes) } else { S::high_bf16(lanes) } }
+    unsafe fn half_head<S: Simd>(from: *const u8, half: usize, count: usize) -> S::V {
+        unsafe { take::<S>(S::load_pairs_head(from, count), half) }
     }
+}
+
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+unsafe fn take<S: Simd>(pairs: S::V, half: usize) -> S::V {
+    // SAFETY: arithmetic only.
+    unsafe { if half == 0 { S::low_bf16(pairs) } else { S::high_bf16(pairs) } }
 }
 
 /// # Safety

@@ -24,8 +24,10 @@ fn widened(isa: Isa, view: &WeightView<'_>) -> Vec<f32> {
 }
 
 fn product(isa: Isa, threads: usize, x: &[f32], w: &WeightView<'_>, segments: &Segments) -> Vec<f32> {
+    let (pool, mut inputs) = (Pool::new("test", threads).unwrap(), Inputs::default());
+    inputs.fill(isa, &pool, w.element, segments, x);
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
-    matmul(isa, &Pool::new("test", threads).unwrap(), x, w, segments, None, &mut out);
+    matmul(isa, &pool, &inputs, w, None, &mut out);
     out
 }
 
@@ -77,7 +79,9 @@ fn bias_is_added_to_every_row() {
         let plain = product(isa, 1, &x, &w, &Segments::whole(8));
         let mut out = vec![0.0; 6];
         let bias = [1.0, 2.0, 3.0];
-        matmul(isa, &Pool::new("test", 1).unwrap(), &x, &w, &Segments::whole(8), Some(&bias), &mut out);
+        let (pool, mut inputs) = (Pool::new("test", 1).unwrap(), Inputs::default());
+        inputs.fill(isa, &pool, Element::F32, &Segments::whole(8), &x);
+        matmul(isa, &pool, &inputs, &w, Some(&bias), &mut out);
         let expected: Vec<f32> = plain.iter().zip(bias.iter().cycle()).map(|(plain, bias)| plain + bias).collect();
         assert_eq!(bits(&out), bits(&expected));
     }

@@ -23,6 +23,11 @@ impl Element {
             Element::F16 | Element::Bf16 => 2,
         }
     }
+
+    /// Products take two vectors of elements apart into those at even and those at odd places, instead of the first and the last.
+    pub(super) fn interleaved(self) -> bool {
+        self == Element::Bf16
+    }
 }
 
 /// A matrix `[rows][cols]` inside a larger row-major one, little endian, at any alignment.
@@ -55,6 +60,10 @@ impl<'a> WeightView<'a> {
 
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub fn element(&self) -> Element {
+        self.element
     }
 
     pub fn cols(&self) -> usize {

@@ -184,6 +184,26 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] = v.map(|v| _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)));
+            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+            let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+            let sums = _mm_add_ps(_mm_shuffle_ps::<0x88>(ab, cd), _mm_shuffle_ps::<0xDD>(ab, cd));
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V {
+        let mut bytes = [0u8; 4 * LANES];
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), 2 * count);
+            _mm256_loadu_ps(bytes.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
     unsafe fn low_bf16(pairs: Self::V) -> Self::V {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))) }
     }

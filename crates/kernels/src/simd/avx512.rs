@@ -175,6 +175,24 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn sum4([a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+            // Four lanes of each.
+            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4E>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xB1>(two));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one)));
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V {
+        unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(((1u64 << count) - 1) as __mmask32, from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn low_bf16(pairs: Self::V) -> Self::V {
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
     }

@@ -83,6 +83,19 @@ impl Isa {
         }
     }
 
+    /// Floats in a vector.
+    pub(crate) fn lanes(self) -> usize {
+        struct Lanes;
+        impl Kernel for Lanes {
+            type Output = usize;
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) -> usize {
+                S::LANES
+            }
+        }
+        self.run(Lanes)
+    }
+
     /// The CPU has AVX2, and this level may use it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
@@ -163,6 +176,10 @@ pub(crate) trait Simd: Copy {
 
     /// Lane `i` of vector `j` changes places with lane `j` of vector `i`, for the first `LANES` vectors.
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]);
+    /// [`Simd::sum`] of each.
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4];
+    /// The first `count < 2 * LANES` values of two bytes, two in each lane; the others are 0.
+    unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V;
     /// The lower of the two bf16 values that each lane's bits are.
     unsafe fn low_bf16(pairs: Self::V) -> Self::V;
     /// The upper of the two bf16 values that each lane's bits are.
@@ -273,11 +290,11 @@ mod tests {
         }
     }
 
-    /// Sixteen vectors of counted lanes, transposed; then the halves of lanes that hold two bf16 values.
+    /// Sixteen vectors of counted lanes, transposed.
     struct Transposed;
 
     impl Kernel for Transposed {
-        type Output = (Vec<f32>, [f32; 2]);
+        type Output = Vec<f32>;
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Self::Output {
             let counted: Vec<f32> = (0..MAX_LANES * S::LANES).map(|i| i as f32).collect();
@@ -289,21 +306,51 @@ mod tests {
                 for (j, v) in v.iter().enumerate().take(S::LANES) {
                     S::store(out.as_mut_ptr().add(j * S::LANES), *v);
                 }
-                let pairs = S::splat(f32::from_bits(0x4049_3F80));
-                (out, [S::sum(S::low_bf16(pairs)), S::sum(S::high_bf16(pairs))].map(|sum| sum / S::LANES as f32))
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn vectors_are_transposed() {
+        for isa in Isa::available() {
+            let out = isa.run(Transposed);
+            let lanes = out.len().isqrt();
+            for (index, value) in out.iter().enumerate() {
+                assert_eq!(*value, (index % lanes * lanes + index / lanes) as f32, "{isa}: {index}");
+            }
+        }
+    }
+
+    /// Four vectors of counted lanes, summed; then the halves of lanes that hold two bf16 values, whole and as a head.
+    struct Folded;
+
+    impl Kernel for Folded {
+        type Output = ([f32; 4], [f32; 4], [f32; 2], [f32; 2]);
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Self::Output {
+            let counted: Vec<f32> = (0..4 * S::LANES).map(|i| (i as f32).sqrt()).collect();
+            let stored: Vec<u8> = (1..=2 * S::LANES as u16).flat_map(|i| (i << 7).to_le_bytes()).collect();
+            // SAFETY: `counted` holds four vectors, `stored` one of pairs.
+            unsafe {
+                let v: [S::V; 4] = std::array::from_fn(|j| S::load(counted.as_ptr().add(j * S::LANES)));
+                let pairs = S::load(stored.as_ptr().cast());
+                let head = S::load_pairs_head(stored.as_ptr(), 3);
+                let halves = |pairs| [S::max_lane(S::low_bf16(pairs)), S::max_lane(S::high_bf16(pairs))];
+                (S::sum4(v), v.map(|v| S::sum(v)), halves(pairs), halves(head))
             }
         }
     }
 
     #[test]
-    fn vectors_are_transposed_and_pairs_taken_apart() {
+    fn four_sums_are_those_of_each_and_pairs_are_taken_apart() {
         for isa in Isa::available() {
-            let (out, halves) = isa.run(Transposed);
-            let lanes = out.len().isqrt();
-            for (index, value) in out.iter().enumerate() {
-                assert_eq!(*value, (index % lanes * lanes + index / lanes) as f32, "{isa}: {index}");
-            }
-            assert_eq!(halves, [1.0, 3.140_625], "{isa}");
+            let (four, each, whole, head) = isa.run(Folded);
+            assert_eq!(four, each, "{isa}");
+            assert!(four[0] > 0.0 && four[3] > four[0], "{isa}: {four:?}");
+            let power = |i: u32| f32::from_bits(i << 23);
+            assert_eq!(head, [power(3), power(2)], "{isa}");
+            assert!(whole[1] == whole[0] * 2.0 && whole[0] > head[0], "{isa}: {whole:?}");
         }
     }
 

@@ -118,6 +118,18 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: arithmetic only.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V {
+        let from = from.cast::<u16>();
+        // SAFETY: the caller grants `count` readable values.
+        let value = |i| if i < count { u32::from(unsafe { from.add(i).read_unaligned() }) } else { 0 };
+        std::array::from_fn(|i| f32::from_bits(value(2 * i + 1) << 16 | value(2 * i)))
+    }
+    #[inline(always)]
     unsafe fn low_bf16(pairs: Self::V) -> Self::V {
         pairs.map(|pair| f32::from_bits(pair.to_bits() << 16))
     }

@@ -1,0 +1,170 @@
+//! The left side of products, laid out for the tiles: made once for all products of one input.
+
+use std::ops::Range;
+
+use super::segments::{Segments, TreeStep};
+use super::tile::rows_max;
+use super::weight::Element;
+use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
+use crate::{Pool, pool::SharedMut};
+
+/// Segments start at multiples of this many values, whatever the level: two of its widest vectors.
+const STEP: usize = 2 * MAX_LANES;
+
+/// With fewer values than this, waking a thread costs more than it helps.
+const FEW: usize = 1 << 14;
+
+/// Rows ready for products with weights of one element type and the same segments. Kept from step to step, so that a warm step
+/// allocates nothing.
+#[derive(Default, Debug)]
+pub struct Inputs {
+    /// `[tile][vector of padded k][row of the tile][lane]`, so that a tile reads one run of memory.
+    values: Vec<f32>,
+    rows: usize,
+    layout: Option<Layout>,
+}
+
+/// How a row is laid out: each segment padded with 0 to whole steps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Layout {
+    isa: Isa,
+    segments: Segments,
+    /// See [`Element::interleaved`].
+    interleaved: bool,
+}
+
+/// A segment as the tiles read it.
+pub(super) struct Part {
+    /// Of the weights' rows.
+    pub(super) k: Range<usize>,
+    /// Values of a row before it.
+    pub(super) at: usize,
+    pub(super) step: TreeStep,
+}
+
+impl Inputs {
+    /// Takes `x`, `[rows][k]`, for products with weights of type `element`. Panics if `x` is not whole rows of `segments`.
+    pub fn fill(&mut self, isa: Isa, pool: &Pool, element: Element, segments: &Segments, x: &[f32]) {
+        let width = segments.len();
+        assert!(width > 0 && x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
+        let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
+        let padded = layout.padded();
+        self.rows = x.len() / width;
+        self.layout = Some(layout);
+        self.values.resize(self.rows * padded, 0.0);
+        let values = SharedMut::new(&mut self.values);
+        let tiles = Tiles::of(isa, self.rows);
+        let share = if x.len() < FEW { tiles.count } else { tiles.count.div_ceil(pool.threads()) }.max(1);
+        pool.run(tiles.count.div_ceil(share), |task| {
+            for tile in task * share..((task + 1) * share).min(tiles.count) {
+                let rows = tiles.rows(tile);
+                // SAFETY: each row belongs to one tile, and that to one task.
+                #[expect(unsafe_code, reason = "disjoint writes from several threads")]
+                let to = unsafe { values.slice(rows.start * padded, rows.len() * padded) };
+                isa.run(LayOut { x: &x[rows.start * width..rows.end * width], layout, to });
+            }
+        });
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The values of a tile's `rows` from [`Part::at`] on.
+    pub(super) fn tile(&self, rows: &Range<usize>, at: usize) -> *const f32 {
+        let padded = self.layout.as_ref().map_or(0, Layout::padded);
+        self.values[rows.start * padded + at * rows.len()..].as_ptr()
+    }
+
+    /// They were laid out for this level, and for weights of this type with rows of this length.
+    pub(super) fn fit(&self, isa: Isa, element: Element, k: usize) -> bool {
+        let fits = |layout: Layout| {
+            layout.isa == isa && layout.interleaved == element.interleaved() && layout.segments.len() == k
+        };
+        self.layout.is_some_and(fits)
+    }
+
+    /// The segments in the order in which they are summed.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        let mut at = 0;
+        self.layout.iter().flat_map(|layout| layout.segments.tree().zip(layout.segments.ranges())).map(
+            move |(step, k)| {
+                let start = at;
+                at += k.len().next_multiple_of(STEP);
+                Part { k, at: start, step }
+            },
+        )
+    }
+}
+
+/// Rows in as few tiles as can be, as even as can be: 9 are 5 and 4, not 8 and 1.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles {
+    pub(super) count: usize,
+    of: usize,
+}
+
+impl Tiles {
+    pub(super) fn of(isa: Isa, rows: usize) -> Self {
+        Self { count: rows.div_ceil(rows_max(isa.lanes())), of: rows }
+    }
+
+    pub(super) fn rows(self, tile: usize) -> Range<usize> {
+        self.of * tile / self.count..self.of * (tile + 1) / self.count
+    }
+}
+
+impl Layout {
+    fn padded(&self) -> usize {
+        self.segments.ranges().map(|k| k.len().next_multiple_of(STEP)).sum()
+    }
+}
+
+struct LayOut<'a> {
+    /// Rows of a tile.
+    x: &'a [f32],
+    layout: Layout,
+    to: &'a mut [f32],
+}
+
+impl Kernel for LayOut<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the signature of a kernel")]
+    unsafe fn run<S: Simd>(self) {
+        let width = self.layout.segments.len();
+        let (rows, step) = (self.x.len() / width, 2 * S::LANES);
+        let mut to = self.to;
+        for k in self.layout.segments.ranges() {
+            let (segment, rest) = to.split_at_mut(k.len().next_multiple_of(STEP) * rows);
+            for (index, to) in segment.chunks_exact_mut(step * rows).enumerate() {
+                let start = (index * step).min(k.len());
+                let k = k.start + start..k.start + (start + step).min(k.len());
+                for row in 0..rows {
+                    let mut values = [0.0; STEP];
+                    values[..k.len()].copy_from_slice(&self.x[row * width..][k.clone()]);
+                    if self.layout.interleaved {
+                        take_apart(&mut values[..step]);
+                    }
+                    let (first, second) = to.split_at_mut(S::LANES * rows);
+                    first[row * S::LANES..][..S::LANES].copy_from_slice(&values[..S::LANES]);
+                    second[row * S::LANES..][..S::LANES].copy_from_slice(&values[S::LANES..step]);
+                }
+            }
+            to = rest;
+        }
+    }
+}
+
+/// Values at even places first.
+#[inline(always)]
+fn take_apart(values: &mut [f32]) {
+    let mut odd = [0.0; MAX_LANES];
+    let half = values.len() / 2;
+    for i in 0..half {
+        odd[i] = values[2 * i + 1];
+        values[i] = values[2 * i];
+    }
+    values[half..].copy_from_slice(&odd[..half]);
+}
