@@ -11,6 +11,12 @@ use crate::{Pool, pool::SharedMut};
 /// Segments start at multiples of this many values, whatever the level: two of its widest vectors.
 const STEP: usize = 2 * MAX_LANES;
 
+/// A segment is summed in chunks of so many, which are added one after the other: a tile's inputs then stay in the first-level cache.
+const CHUNK: usize = 1024;
+
+/// Bytes of a line of memory.
+const LINE: usize = 64;
+
 /// With fewer values than this, waking a thread costs more than it helps.
 const FEW: usize = 1 << 14;
 
@@ -18,8 +24,10 @@ const FEW: usize = 1 << 14;
 /// allocates nothing.
 #[derive(Default, Debug)]
 pub struct Inputs {
-    /// `[tile][vector of padded k][row of the tile][lane]`, so that a tile reads one run of memory.
+    /// From `start` on `[tile][vector of padded k][row of the tile][lane]`, so that a tile reads one run of memory.
     values: Vec<f32>,
+    /// Where a line of memory starts: a vector that lies in two of them takes twice as long to load.
+    start: usize,
     rows: usize,
     layout: Option<Layout>,
 }
@@ -33,13 +41,16 @@ struct Layout {
     interleaved: bool,
 }
 
-/// A segment as the tiles read it.
+/// A chunk of a segment as the tiles read it.
 pub(super) struct Part {
     /// Of the weights' rows.
     pub(super) k: Range<usize>,
     /// Values of a row before it.
     pub(super) at: usize,
+    /// Where the segment's sum goes, and what is joined after its last chunk.
     pub(super) step: TreeStep,
+    pub(super) first: bool,
+    pub(super) last: bool,
 }
 
 impl Inputs {
@@ -51,8 +62,9 @@ impl Inputs {
         let padded = layout.padded();
         self.rows = x.len() / width;
         self.layout = Some(layout);
-        self.values.resize(self.rows * padded, 0.0);
-        let values = SharedMut::new(&mut self.values);
+        self.values.resize(self.rows * padded + MAX_LANES, 0.0);
+        self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
+        let values = SharedMut::new(&mut self.values[self.start..]);
         let tiles = Tiles::of(isa, self.rows);
         let share = if x.len() < FEW { tiles.count } else { tiles.count.div_ceil(pool.threads()) }.max(1);
         pool.run(tiles.count.div_ceil(share), |task| {
@@ -73,7 +85,12 @@ impl Inputs {
     /// The values of a tile's `rows` from [`Part::at`] on.
     pub(super) fn tile(&self, rows: &Range<usize>, at: usize) -> *const f32 {
         let padded = self.layout.as_ref().map_or(0, Layout::padded);
-        self.values[rows.start * padded + at * rows.len()..].as_ptr()
+        self.values[self.start + rows.start * padded + at * rows.len()..].as_ptr()
+    }
+
+    /// Of the largest tile.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.layout.map_or(0, |layout| layout.padded() * rows_max(layout.isa.lanes()) * size_of::<f32>())
     }
 
     /// They were laid out for this level, and for weights of this type with rows of this length.
@@ -84,16 +101,22 @@ impl Inputs {
         self.layout.is_some_and(fits)
     }
 
-    /// The segments in the order in which they are summed.
+    /// The chunks of each segment, in the order in which they are summed.
     pub(super) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        let segments = self.layout.iter().flat_map(|layout| layout.segments.tree().zip(layout.segments.ranges()));
+        let chunks = segments.flat_map(|(step, k)| {
+            (0..k.len().div_ceil(CHUNK).max(1)).map(move |chunk| {
+                let start = k.start + chunk * CHUNK;
+                let end = (start + CHUNK).min(k.end);
+                Part { k: start..end, at: 0, step, first: start == k.start, last: end == k.end }
+            })
+        });
         let mut at = 0;
-        self.layout.iter().flat_map(|layout| layout.segments.tree().zip(layout.segments.ranges())).map(
-            move |(step, k)| {
-                let start = at;
-                at += k.len().next_multiple_of(STEP);
-                Part { k, at: start, step }
-            },
-        )
+        chunks.map(move |part| {
+            let start = at;
+            at += part.k.len().next_multiple_of(STEP);
+            Part { at: start, ..part }
+        })
     }
 }
 
@@ -107,6 +130,11 @@ pub(super) struct Tiles {
 impl Tiles {
     pub(super) fn of(isa: Isa, rows: usize) -> Self {
         Self { count: rows.div_ceil(rows_max(isa.lanes())), of: rows }
+    }
+
+    /// Rows of the largest.
+    pub(super) fn largest(self) -> usize {
+        self.of.div_ceil(self.count)
     }
 
     pub(super) fn rows(self, tile: usize) -> Range<usize> {

@@ -87,6 +87,23 @@ fn bias_is_added_to_every_row() {
     }
 }
 
+/// Tiles of several sizes, more columns than a block, several chunks and groups of rows.
+#[test]
+fn large_products_have_the_bits_of_single_rows() {
+    for (m, k, n) in [(9, 70, 400), (13, 2100, 260), (300, 1500, 30)] {
+        let bytes = stored(Element::Bf16, &values(7, n * k));
+        let w = WeightView::new(&bytes, Element::Bf16, n, k).unwrap();
+        let x = values(8, m * k);
+        for isa in Isa::available() {
+            let together = product(isa, 2, &x, &w, &Segments::whole(k));
+            for row in [0, m / 2, m - 1] {
+                let alone = product(isa, 1, &x[row * k..(row + 1) * k], &w, &Segments::whole(k));
+                assert_eq!(bits(&alone), bits(&together[row * n..(row + 1) * n]), "{isa} {m} {k} {n}, row {row}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

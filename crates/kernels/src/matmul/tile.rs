@@ -87,15 +87,20 @@ impl Tile {
                     S::prefetch(w.wrapping_add(k * E::SIZE + self.ahead));
                 }
                 for half in 0..HALVES {
-                    let weights: [S::V; N] = std::array::from_fn(|n| E::half::<S>(w[n].add(k * E::SIZE), half));
+                    let mut weights = [S::splat(0.0); N];
+                    for (weights, w) in weights.iter_mut().zip(w) {
+                        *weights = E::half::<S>(w.add(k * E::SIZE), half);
+                    }
                     self.multiply::<S, M, N>(k + half * S::LANES, &weights, &mut sums);
                 }
                 k += step;
             }
             if k < self.k {
                 for half in 0..HALVES {
-                    let weights: [S::V; N] =
-                        std::array::from_fn(|n| E::half_head::<S>(w[n].add(k * E::SIZE), half, self.k - k));
+                    let mut weights = [S::splat(0.0); N];
+                    for (weights, w) in weights.iter_mut().zip(w) {
+                        *weights = E::half_head::<S>(w.add(k * E::SIZE), half, self.k - k);
+                    }
                     self.multiply::<S, M, N>(k + half * S::LANES, &weights, &mut sums);
                 }
             }
@@ -134,7 +139,9 @@ impl Tile {
 unsafe fn fold<S: Simd, const M: usize, const N: usize>(sums: &[[S::V; N]; M], to: &mut [f32; OUTPUTS]) {
     let sums = sums.as_flattened();
     for (sums, to) in sums.chunks(4).zip(to.chunks_exact_mut(4)) {
-        let four = std::array::from_fn(|i| sums[i.min(sums.len() - 1)]);
+        let last = sums[sums.len() - 1];
+        let mut four = [last; 4];
+        four[..sums.len()].copy_from_slice(sums);
         // SAFETY: the caller grants the CPU.
         to.copy_from_slice(&unsafe { S::sum4(four) });
     }
