@@ -57,10 +57,11 @@ async fn prove(cluster: &Arc<Cluster>, admission: &Admission, metrics: &Schedule
         Ok(Err(error)) => Err(format!("canary prompt failed: {error}")),
         Err(_) => Err(format!("canary prompt did not come back within {} s", patience.as_secs_f32())),
     };
-    let names: Vec<&str> = slots.iter().map(|&slot| cluster.target(slot).id.as_str()).collect();
+    let names: Vec<String> = slots.iter().map(|&slot| cluster.target(slot).id.to_string()).collect();
+    let way = names.join(" -> ");
     match &outcome {
-        Ok(()) => info!(way = names.join(" -> "), "canary came back"),
-        Err(error) => warn!(way = names.join(" -> "), %error, "canary failed"),
+        Ok(()) => info!(way, "canary came back"),
+        Err(error) => warn!(way, %error, "canary failed"),
     }
     for (slot, generation) in processes {
         if let Some(generation) = generation {

@@ -3,6 +3,7 @@
 //! Every connected instance is compared, field by field, with what most instances run; one that differs is connected but never
 //! ready. A `Cluster` is shared by all connections and requests; its locks are held for microseconds.
 
+mod listing;
 mod report;
 
 use std::sync::Arc;
@@ -21,15 +22,15 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use types::{InstanceId, Limits, ModelIdentity, Role};
 
-use crate::config::{Config, Target, Timings};
+use crate::config::{Config, Timings};
 use crate::connection::Ended;
 use crate::link::Connection;
 use crate::outbox::Outbox;
 use crate::pairing::{Booking, Choice, Facts, Load, Pairing, Route, Slot, Step};
+use crate::table::Target;
 
 pub(crate) struct Cluster {
-    members: Vec<Target>,
-    states: Mutex<Vec<State>>,
+    members: Mutex<Vec<Member>>,
     pairing: Mutex<Pairing>,
     /// Something happened that may let a waiting request go on.
     changed: Notify,
@@ -37,10 +38,18 @@ pub(crate) struct Cluster {
     /// Of this process: workers drop what an older scheduler left.
     incarnation: u64,
     random: Mutex<SmallRng>,
-    table_hash: String,
+    table_hash: Mutex<String>,
     credentials: Credentials,
     timings: Timings,
     metrics: SchedulerMetrics,
+}
+
+/// One instance.
+struct Member {
+    target: Arc<Target>,
+    state: State,
+    /// Whether the rank table names it; one that it names no longer only finishes what it has.
+    listed: bool,
 }
 
 /// What is known of one instance now.
@@ -51,6 +60,8 @@ enum State {
         reason: String,
     },
     Connected(Box<Live>),
+    /// Nothing is left of it: its slot may be taken over.
+    Gone,
 }
 
 struct Live {
@@ -81,16 +92,15 @@ pub(crate) enum Routed {
 
 impl Cluster {
     pub(crate) fn new(config: &Config) -> Self {
-        let absent = |_: &Target| State::Away { refused: false, reason: "not connected yet".into() };
+        let instances = &config.table.instances;
         Self {
-            states: Mutex::new(config.instances.iter().map(absent).collect()),
-            pairing: Mutex::new(Pairing::new(config.instances.iter().map(|target| target.role), config.local_prefill)),
-            members: config.instances.clone(),
+            members: Mutex::new(instances.iter().cloned().map(Member::new).collect()),
+            pairing: Mutex::new(Pairing::new(instances.iter().map(|target| target.role), config.local_prefill)),
             changed: Notify::new(),
             generations: AtomicU64::new(0),
             incarnation: rand::random(),
             random: Mutex::new(config.seed.map_or_else(SmallRng::from_os_rng, SmallRng::seed_from_u64)),
-            table_hash: config.table_hash.clone(),
+            table_hash: Mutex::new(config.table.hash.clone()),
             credentials: config.credentials.clone(),
             timings: config.timings.clone(),
             metrics: SchedulerMetrics::new(config.served_names.first().map_or("", String::as_str)),
@@ -98,11 +108,11 @@ impl Cluster {
     }
 
     pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
-        (0..self.members.len()).map(Slot)
+        (0..self.members.lock().len()).map(Slot)
     }
 
-    pub(crate) fn target(&self, slot: Slot) -> &Target {
-        &self.members[slot.0]
+    pub(crate) fn target(&self, slot: Slot) -> Arc<Target> {
+        self.members.lock()[slot.0].target.clone()
     }
 
     pub(crate) fn timings(&self) -> &Timings {
@@ -113,8 +123,8 @@ impl Cluster {
         &self.metrics
     }
 
-    pub(crate) fn table_hash(&self) -> &str {
-        &self.table_hash
+    pub(crate) fn table_hash(&self) -> String {
+        self.table_hash.lock().clone()
     }
 
     pub(crate) fn credentials(&self) -> &Credentials {
@@ -135,7 +145,7 @@ impl Cluster {
     /// A worker answered Hello. Checked here: that it is who the table says, and what it runs.
     pub(crate) fn welcomed(&self, slot: Slot, welcome: Welcome, outbox: Outbox) -> Result<Arc<Connection>, Ended> {
         let target = self.target(slot);
-        let model = self.check(target, &welcome).map_err(Ended::Refused)?;
+        let model = self.check(&target, &welcome).map_err(Ended::Refused)?;
         let limits = welcome.limits.map(Limits::from).unwrap_or_default();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(slot, generation, target.id.clone(), self.timings.progress, outbox));
@@ -149,13 +159,13 @@ impl Cluster {
             proven: false,
             canary_error: None,
         };
-        self.change(|states| states[slot.0] = State::Connected(Box::new(live)));
+        self.change(|members, _| members[slot.0].state = State::Connected(Box::new(live)));
         Ok(connection)
     }
 
     pub(crate) fn lost(&self, slot: Slot, ended: &Ended) {
         let (refused, reason) = (matches!(ended, Ended::Refused(_)), ended.to_string());
-        self.change(|states| states[slot.0] = State::Away { refused, reason });
+        self.change(|members, _| members[slot.0].state = State::Away { refused, reason });
     }
 
     pub(crate) fn loaded(&self, slot: Slot, load: control::Load) {
@@ -173,7 +183,6 @@ impl Cluster {
             seconds: cost.micros as f64 / 1e6,
         });
         self.pairing.lock().loaded(slot, seen, steps);
-        let target = self.target(slot);
         let shown = WorkerLoad {
             running: load.running.into(),
             waiting: load.waiting.into(),
@@ -182,8 +191,11 @@ impl Cluster {
             blocks_cached: load.blocks_cached.into(),
             preemptions: load.preemptions,
         };
-        self.metrics.worker_load(&target.id, target.role, shown);
-        if let State::Connected(live) = &mut self.states.lock()[slot.0] {
+        let member = &mut self.members.lock()[slot.0];
+        if member.listed {
+            self.metrics.worker_load(&member.target.id, member.target.role, shown);
+        }
+        if let State::Connected(live) = &mut member.state {
             live.load = load;
         }
         self.changed.notify_waiters();
@@ -196,9 +208,10 @@ impl Cluster {
         if welcome.protocol < proto::PROTOCOL_MIN {
             return Err(differs("protocol", proto::PROTOCOL, welcome.protocol));
         }
-        if welcome.table_hash != self.table_hash {
+        let table_hash = self.table_hash();
+        if welcome.table_hash != table_hash {
             let fix = "give every role the same global rank table";
-            return Err(format!("{}; {fix}", differs("table_hash", &self.table_hash, &welcome.table_hash)));
+            return Err(format!("{}; {fix}", differs("table_hash", &table_hash, &welcome.table_hash)));
         }
         if welcome.instance != target.id.as_str() {
             return Err(differs("instance", &target.id, &welcome.instance));
@@ -209,22 +222,21 @@ impl Cluster {
         welcome.model.clone().map(ModelIdentity::from).ok_or_else(|| "its Welcome lacks the model".to_owned())
     }
 
-    /// Applies a change of who is connected, then says again who is ready.
-    fn change(&self, apply: impl FnOnce(&mut Vec<State>)) {
-        let mut states = self.states.lock();
-        apply(&mut states);
-        let reference = reference(&states).map(|slot| (slot, model_of(&states[slot.0])));
+    /// Applies a change of who is there, then says again who is ready.
+    fn change(&self, apply: impl FnOnce(&mut Vec<Member>, &mut Pairing)) {
+        let mut members = self.members.lock();
         let mut pairing = self.pairing.lock();
-        for (index, state) in states.iter_mut().enumerate() {
-            let target = &self.members[index];
-            let State::Connected(live) = state else {
+        apply(&mut members, &mut pairing);
+        let reference = reference(&members).map(|(id, model)| (id.clone(), model.clone()));
+        for (index, member) in members.iter_mut().enumerate().filter(|(_, member)| member.listed) {
+            let target = &member.target;
+            let State::Connected(live) = &mut member.state else {
                 pairing.set_ready(Slot(index), false);
                 self.metrics.worker_down(&target.id, target.role);
                 continue;
             };
-            let mismatch = reference.as_ref().and_then(|(slot, model)| {
-                describe_mismatch(&self.members[slot.0].id, model.as_ref()?, &target.id, &live.model)
-            });
+            let mismatch =
+                reference.as_ref().and_then(|(id, model)| describe_mismatch(id, model, &target.id, &live.model));
             if mismatch.is_some() && mismatch != live.mismatch {
                 warn!(instance = %target.id, reason = mismatch.as_deref(), "instance is not ready");
             }
@@ -242,8 +254,7 @@ impl Cluster {
 
     /// The model that the cluster runs; `None` while no instance is connected.
     pub(crate) fn model(&self) -> Option<ModelIdentity> {
-        let states = self.states.lock();
-        reference(&states).and_then(|slot| model_of(&states[slot.0]))
+        reference(&self.members.lock()).map(|(_, model)| model.clone())
     }
 
     /// Decides who serves and books it.
@@ -269,12 +280,9 @@ impl Cluster {
     }
 
     fn connected(&self, booked: Booked) -> Routed {
-        let states = self.states.lock();
+        let members = self.members.lock();
         let route = booked.route();
-        let find = |slot: Slot| match &states[slot.0] {
-            State::Connected(live) => Some(live.connection.clone()),
-            State::Away { .. } => None,
-        };
+        let find = |slot: Slot| members[slot.0].live().map(|live| live.connection.clone());
         let prefill = route.prefill().map(find);
         match (prefill, find(route.decode())) {
             (None, Some(decode)) => Routed::Go { booked, prefill: None, decode },
@@ -286,10 +294,7 @@ impl Cluster {
 
     /// Which connection stands behind a slot now.
     pub(crate) fn generation(&self, slot: Slot) -> Option<u64> {
-        match self.states.lock().get(slot.0)? {
-            State::Connected(live) => Some(live.connection.generation),
-            State::Away { .. } => None,
-        }
+        self.members.lock().get(slot.0)?.live().map(|live| live.connection.generation)
     }
 
     // ---- what attempts report
@@ -335,18 +340,16 @@ impl Cluster {
     }
 
     fn usable(&self, keep: impl Fn(&Live) -> bool) -> Vec<(Slot, Role)> {
-        let states = self.states.lock();
-        let usable =
-            self.members.iter().zip(states.iter()).enumerate().filter_map(|(index, (target, state))| match state {
-                State::Connected(live) if live.mismatch.is_none() && keep(live) => Some((Slot(index), target.role)),
-                _ => None,
-            });
-        usable.collect()
+        let members = self.members.lock();
+        let usable = members.iter().enumerate().filter(|(_, member)| {
+            member.listed && member.live().is_some_and(|live| live.mismatch.is_none() && keep(live))
+        });
+        usable.map(|(index, member)| (Slot(index), member.target.role)).collect()
     }
 
     /// What a canary through this connection of the slot came to.
     pub(crate) fn canary(&self, slot: Slot, generation: u64, outcome: Result<(), String>) {
-        if let State::Connected(live) = &mut self.states.lock()[slot.0]
+        if let State::Connected(live) = &mut self.members.lock()[slot.0].state
             && live.connection.generation == generation
         {
             live.proven = outcome.is_ok();
@@ -377,24 +380,31 @@ fn differs(field: &str, ours: impl std::fmt::Display, theirs: impl std::fmt::Dis
     format!("{field}: ours is {ours}, theirs is {theirs}")
 }
 
-fn model_of(state: &State) -> Option<ModelIdentity> {
-    match state {
-        State::Connected(live) => Some(live.model.clone()),
-        State::Away { .. } => None,
+impl Member {
+    fn new(target: Target) -> Self {
+        let state = State::Away { refused: false, reason: "not connected yet".into() };
+        Self { target: Arc::new(target), state, listed: true }
+    }
+
+    fn live(&self) -> Option<&Live> {
+        match &self.state {
+            State::Connected(live) => Some(live),
+            State::Away { .. } | State::Gone => None,
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.state, State::Gone)
     }
 }
 
-/// The first instance, in table order, of those whose model most instances run.
-fn reference(states: &[State]) -> Option<Slot> {
-    let live: Vec<(Slot, &ModelIdentity)> = (states.iter().enumerate())
-        .filter_map(|(index, state)| match state {
-            State::Connected(live) => Some((Slot(index), &live.model)),
-            State::Away { .. } => None,
-        })
-        .collect();
+/// The first instance of those whose model most listed instances run, and that model.
+fn reference(members: &[Member]) -> Option<(&InstanceId, &ModelIdentity)> {
+    let listed = members.iter().filter(|member| member.listed);
+    let live: Vec<_> = listed.filter_map(|member| Some((&member.target.id, &member.live()?.model))).collect();
     let votes = |model: &ModelIdentity| live.iter().filter(|(_, other)| *other == model).count();
     // Of equals, `max_by_key` takes the last: so look from the back.
-    live.iter().rev().max_by_key(|(_, model)| votes(model)).map(|(slot, _)| *slot)
+    live.iter().rev().max_by_key(|(_, model)| votes(model)).copied()
 }
 
 fn describe_mismatch(

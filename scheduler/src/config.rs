@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge::{Credentials, ServerTls, SetupError};
-use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
+use ranktable::{GlobalRankTable, Identity, LocalRankTable};
 use types::{InstanceId, Pooling, Role};
 
 use crate::access::Access;
 use crate::args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
 use crate::bounds::Bounds;
+use crate::table::{Table, TableFile, Target};
 
 /// Everything the scheduler needs to know. Tests build it directly with [`Config::new`].
 #[derive(Clone, Debug)]
@@ -20,10 +21,10 @@ pub struct Config {
     /// Names that requests may use; responses say the first. Never empty.
     pub served_names: Vec<String>,
     pub listen: SocketAddr,
-    /// Who should exist, in table order: prefill first.
-    pub instances: Vec<Target>,
-    /// Hash of the global rank table; workers must have read the same.
-    pub table_hash: String,
+    /// Who should exist.
+    pub table: Table,
+    /// Read again while running; `None` = the table never changes.
+    pub table_file: Option<TableFile>,
     /// Prompt plus output in tokens; `None` = what the workers report.
     pub max_model_len: Option<u32>,
     pub local_prefill: LocalPrefill,
@@ -56,14 +57,6 @@ pub enum Protocol {
     Plain { delimiter: Delimiter },
 }
 
-/// One instance of the rank table and where it listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    pub id: InstanceId,
-    pub role: Role,
-    pub address: SocketAddr,
-}
-
 /// How long to wait for what. Tests shorten them.
 #[derive(Clone, Debug)]
 pub struct Timings {
@@ -88,6 +81,8 @@ pub struct Timings {
     pub canary: Duration,
     /// How often changed certificates are looked for.
     pub certificates: Duration,
+    /// How often a changed rank table is looked for.
+    pub table: Duration,
 }
 
 impl Default for Timings {
@@ -104,6 +99,7 @@ impl Default for Timings {
             stored: Duration::from_secs(3600),
             canary: Duration::from_millis(500),
             certificates: Duration::from_secs(5),
+            table: Duration::from_secs(1),
         }
     }
 }
@@ -147,8 +143,8 @@ impl Config {
             served_names: default_names(&model),
             model,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            instances,
-            table_hash: table_hash.into(),
+            table: Table { instances, hash: table_hash.into() },
+            table_file: None,
             max_model_len: None,
             local_prefill: LocalPrefill::Auto,
             protocol: Protocol::OpenAi,
@@ -175,10 +171,11 @@ impl Config {
         let table = GlobalRankTable::load(&args.global_rank_table)?;
         let local = LocalRankTable::load(&args.rank_table)?;
         Identity::resolve(&table, &local)?.require_role(ranktable::Role::Scheduler)?;
-        let listen = SocketAddr::new(args.host, args.port);
-        let instances = targets(args, &table, listen)?;
-        let mut config = Self::new(&args.model, instances, table.hash());
-        config.listen = listen;
+        let file = TableFile::from_args(args)?;
+        let table = file.read()?;
+        let mut config = Self::new(&args.model, table.instances, table.hash);
+        config.listen = SocketAddr::new(args.host, args.port);
+        config.table_file = Some(file);
         if !args.served_model_name.is_empty() {
             config.served_names = args.served_model_name.clone();
         }
@@ -218,31 +215,6 @@ fn check_flags(args: &Args) -> Result<(), ConfigError> {
         }
         _ => Ok(()),
     }
-}
-
-/// The instances with their addresses, checked against the flags that speak of them.
-fn targets(args: &Args, table: &GlobalRankTable, listen: SocketAddr) -> Result<Vec<Target>, ConfigError> {
-    let node_ports = args.node_ports.as_deref().map(NodePorts::parse).transpose()?;
-    let entries = ranktable::instances_with_ports(table, node_ports.as_ref())?;
-    let mut targets = Vec::with_capacity(entries.len());
-    for entry in entries {
-        if let Some(size) = args.tensor_parallel_size.filter(|&size| size as usize != entry.devices.len()) {
-            let (instance, devices, file) = (entry.name, entry.devices.len(), table.file().to_owned());
-            return Err(ConfigError::TensorParallelSize { size, instance, devices, file });
-        }
-        let role = match entry.role {
-            ranktable::Role::Prefill => Role::Prefill,
-            ranktable::Role::Decode => Role::Decode,
-            ranktable::Role::Scheduler => continue,
-        };
-        let address = SocketAddr::new(entry.server_ip, entry.port.unwrap_or_default());
-        let id = InstanceId::from(entry.name);
-        if address == listen {
-            return Err(ConfigError::OwnAddress { listen, instance: id });
-        }
-        targets.push(Target { id, role, address });
-    }
-    Ok(targets)
 }
 
 /// The directory's own name, then the path as typed.
@@ -320,7 +292,7 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:9000".parse().unwrap());
         assert_eq!(config.served_names, ["a", "b"]);
         assert_eq!(config.max_model_len, Some(4096));
-        let instances = config.instances.iter().map(|target| format!("{} {}", target.id, target.address));
+        let instances = config.table.instances.iter().map(|target| format!("{} {}", target.id, target.address));
         assert_eq!(instances.collect::<Vec<_>>(), ["prefill-0 10.0.0.1:8088", "decode-0 10.0.0.1:8089"]);
     }
 

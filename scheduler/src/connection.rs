@@ -1,7 +1,7 @@
 //! Keeps one long-lived control stream to one instance: connects, shakes hands, reads until it is silent or gone, connects again.
 //!
 //! Silence is failure: a worker sends its load every 500 ms, so one that is silent for `Timings::stall` is frozen and its attempts
-//! move elsewhere.
+//! move elsewhere. One that is heard, but not of some attempt, is asked after as long whether it still holds that attempt.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use tower::service_fn;
 use tracing::{info, warn};
 
 use crate::cluster::Cluster;
-use crate::config::Target;
 use crate::link::{Connection, Event};
 use crate::outbox::Outbox;
 use crate::pairing::Slot;
+use crate::table::Target;
 
 /// First pause before connecting again; it doubles up to `Timings::reconnect_max`.
 const RECONNECT_FIRST: Duration = Duration::from_millis(50);
@@ -46,16 +46,22 @@ pub(crate) enum Ended {
     Silent(Duration),
     #[error("connection lost: {0}")]
     Lost(String),
+    #[error("no longer in the rank table")]
+    Unlisted,
 }
 
-/// Runs until the scheduler ends.
+/// Runs until the rank table names the instance no longer and it has finished what it had.
 pub(crate) async fn keep(cluster: Arc<Cluster>, slot: Slot) {
-    let target = cluster.target(slot).clone();
     let mut pause = RECONNECT_FIRST;
     let mut named: Option<Instant> = None;
     loop {
         let (welcomed, ended) = session(&cluster, slot).await;
         cluster.lost(slot, &ended);
+        let target = cluster.target(slot);
+        if cluster.let_go(slot) {
+            info!(instance = %target.id, address = %target.address, reason = %ended, "instance let go");
+            return;
+        }
         if welcomed {
             warn!(instance = %target.id, address = %target.address, reason = %ended, "instance lost");
             (pause, named) = (RECONNECT_FIRST, Some(Instant::now()));
@@ -102,7 +108,7 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
     let mut client = WorkerClient::new(channel).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
     let hello = Hello {
         protocol: proto::PROTOCOL,
-        table_hash: cluster.table_hash().to_owned(),
+        table_hash: cluster.table_hash(),
         instance: target.id.to_string(),
         scheduler_incarnation: cluster.incarnation(),
     };
@@ -118,7 +124,7 @@ async fn open(cluster: &Cluster, slot: Slot, outbox: &Outbox) -> Result<(Streami
 }
 
 /// A connection to a worker that has proven, if there is anything to prove, that it is one of ours.
-async fn dial(target: Target, credentials: Credentials) -> Result<TokioIo<PeerStream>, std::io::Error> {
+async fn dial(target: Arc<Target>, credentials: Credentials) -> Result<TokioIo<PeerStream>, std::io::Error> {
     let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
     let stream = credentials.connect(stream, target.role, Port::Worker, "scheduler").await;
@@ -127,7 +133,7 @@ async fn dial(target: Target, credentials: Credentials) -> Result<TokioIo<PeerSt
 
 async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<WorkerMessage>) -> Ended {
     let stall = cluster.timings().stall;
-    // Lets the worker, too, tell a frozen scheduler from one without work.
+    // They ask about quiet attempts, and let the worker, too, tell a frozen scheduler from one without work.
     let mut pings = interval(stall / 10);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -145,8 +151,12 @@ async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<
             },
             () = tokio::time::sleep_until(heard + stall) => return Ended::Silent(stall),
             _ = pings.tick() => {
+                if cluster.is_done(connection) {
+                    return Ended::Unlisted;
+                }
+                let quiet = connection.quiet(stall).iter().map(Into::into).collect();
                 // A full outbox is no reason to give up on a worker that is still heard.
-                let _ = connection.outbox.send(Body::Ping(Ping { nonce: 0 }));
+                let _ = connection.outbox.send(Body::Ping(Ping { nonce: 0, quiet }));
             }
         }
     }

@@ -21,6 +21,7 @@ mod pairing;
 mod request;
 mod server;
 mod stored;
+mod table;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,8 +46,9 @@ use crate::stored::Stored;
 pub use access::{Access, ApiKey};
 pub use args::{Args, Delimiter, LocalPrefill, ReasoningFlag, ToolFlag};
 pub use bounds::Bounds;
-pub use config::{Config, ConfigError, Protocol, Target, Timings};
+pub use config::{Config, ConfigError, Protocol, Timings};
 pub use edge::SECRET_VARIABLE;
+pub use table::{Table, TableFile, Target};
 
 /// A scheduler that serves. Dropping it stops it at once; [`Running::shutdown`] drains it first.
 pub struct Running {
@@ -102,9 +104,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let address = listener.local_addr()?;
     let cluster = Arc::new(Cluster::new(&config));
     let mut keepers = JoinSet::new();
-    for slot in cluster.slots() {
-        keepers.spawn(connection::keep(cluster.clone(), slot));
-    }
+    keepers.spawn(table::keep(cluster.clone(), config.table_file, config.timings.table));
     keepers.spawn(canary::keep(cluster.clone(), Style::plain(tokenizer.clone())));
     let api = Arc::new(Api {
         cluster,
@@ -134,6 +134,6 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     server.spawn(server::serve(listener, api.clone(), config.tls, config.timings.drain, stop.clone()));
-    info!(url = %format_args!("{scheme}://{address}/v1"), instances = config.instances.len(), "listening");
+    info!(url = %format_args!("{scheme}://{address}/v1"), instances = config.table.instances.len(), "listening");
     Ok(Running { address, api, stop, server, keepers })
 }

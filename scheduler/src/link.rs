@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, scheduler_message::Body};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use types::{GenerateSpec, InstanceId, Pooling, RequestKey};
 
 use crate::outbox::Outbox;
@@ -18,6 +19,8 @@ use crate::pairing::Slot;
 
 /// Messages of one attempt that may wait for its request. A request only ever waits for these, so more means a flood.
 const EVENTS_MAX: usize = 4096;
+/// Attempts that a worker is asked about at once; the others follow with the next ping.
+const QUIET_MAX: usize = 1024;
 
 /// What a worker says about one attempt.
 #[derive(Debug)]
@@ -66,8 +69,15 @@ pub(crate) struct Connection {
     pub(crate) progress: Duration,
     pub(crate) outbox: Outbox,
     /// `None` once the connection is lost.
-    routes: Mutex<Option<BTreeMap<RequestKey, mpsc::Sender<Event>>>>,
+    routes: Mutex<Option<BTreeMap<RequestKey, Listener>>>,
     late_dropped: AtomicU64,
+}
+
+/// An attempt that waits for what the worker says of it.
+struct Listener {
+    events: mpsc::Sender<Event>,
+    /// When the worker last spoke, or was asked, of the attempt.
+    quiet_since: Instant,
 }
 
 /// See the module.
@@ -88,8 +98,9 @@ impl Connection {
     /// Opens this worker's end of an attempt.
     pub(crate) fn link(self: &Arc<Self>, key: RequestKey) -> Result<Link, Failure> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let listener = Listener { events: sender, quiet_since: Instant::now() };
         match &mut *self.routes.lock() {
-            Some(routes) => routes.insert(key.clone(), sender),
+            Some(routes) => routes.insert(key.clone(), listener),
             None => return Err(self.failure(Cause::Lost)),
         };
         Ok(Link { connection: self.clone(), key, events, open: false })
@@ -99,12 +110,29 @@ impl Connection {
     pub(crate) fn deliver(&self, key: &RequestKey, event: Event) -> bool {
         let mut routes = self.routes.lock();
         let Some(routes) = routes.as_mut() else { return false };
-        let taken = routes.get(key).is_some_and(|route| route.try_send(event).is_ok());
+        let taken = routes.get_mut(key).is_some_and(|listener| listener.take(event));
         if !taken {
             routes.remove(key);
             self.late_dropped.fetch_add(1, Ordering::Relaxed);
         }
         taken
+    }
+
+    /// Attempts that the worker has not spoken of for `silence`, for it to be asked whether it still holds them: an order or an answer
+    /// may have been lost. Each is named once per `silence`.
+    pub(crate) fn quiet(&self, silence: Duration) -> Vec<RequestKey> {
+        let (now, mut routes) = (Instant::now(), self.routes.lock());
+        let quiet = routes.iter_mut().flatten().filter(|(_, listener)| now - listener.quiet_since >= silence);
+        let asked = quiet.take(QUIET_MAX).map(|(key, listener)| {
+            listener.quiet_since = now;
+            key.clone()
+        });
+        asked.collect()
+    }
+
+    /// Whether no attempt waits for the worker.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.routes.lock().as_ref().is_none_or(BTreeMap::is_empty)
     }
 
     /// Ends every attempt on it. What they already received they still read.
@@ -119,6 +147,13 @@ impl Connection {
 
     fn failure(&self, cause: Cause) -> Failure {
         Failure { slot: self.slot, generation: self.generation, instance: self.instance.clone(), cause }
+    }
+}
+
+impl Listener {
+    fn take(&mut self, event: Event) -> bool {
+        self.quiet_since = Instant::now();
+        self.events.try_send(event).is_ok()
     }
 }
 

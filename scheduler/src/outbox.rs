@@ -135,7 +135,7 @@ mod tests {
         for epoch in 0..MESSAGES_MAX as u32 {
             assert_eq!(outbox.send(reserve(epoch)), Ok(()));
         }
-        assert_eq!(outbox.send(Body::Ping(Ping { nonce: 0 })), Err(NotSent));
+        assert_eq!(outbox.send(Body::Ping(Ping::default())), Err(NotSent));
         for epoch in 0..MESSAGES_MAX as u32 {
             outbox.cancel(&key(epoch), vec![]);
         }

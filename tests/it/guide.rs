@@ -127,3 +127,84 @@ fn a_decode_worker_handed_a_prefill_table_stops_before_it_listens() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(text.contains("prefill") && text.contains("decode"), "{text}");
 }
+
+/// Tables with ports in them, one device an instance; in the place of those before, if there are any.
+fn generate(dir: &Path, [prefill, decode, scheduler]: [u16; 3]) {
+    let generated = Command::new(PDSERVE)
+        .args([
+            "ranktable",
+            "gen",
+            "--prefill-server-list=4",
+            "--decode-server-list=6",
+            "--api-server",
+            "--ip=127.0.0.1",
+        ])
+        .args([format!("--prefill-ports={prefill}"), format!("--decode-ports={decode}")])
+        .arg(format!("--scheduler-port={scheduler}"))
+        .arg(format!("--save-dir={}", dir.display()))
+        .output()
+        .unwrap();
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
+}
+
+/// A role that finds everything in its tables.
+fn start(tables: &Path, role: &str, local: &str, flags: &[String]) -> Role {
+    let child = Command::new(PDSERVE)
+        .arg(role)
+        .env("GLOBAL_RANK_TABLE_FILE_PATH", tables.join("global_ranktable_127.0.0.1.json"))
+        .env("RANK_TABLE_FILE_PATH", tables.join(local))
+        .env_remove("NODE_PORTS")
+        .arg(format!("--model={}", demo_model().display()))
+        .args(flags)
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    Role(child)
+}
+
+/// Waits until the decode instance of this port is ready.
+async fn wait_decode(client: &Client, port: u16) {
+    let address = format!("127.0.0.1:{port}");
+    for _ in 0..600 {
+        let ready = client.try_get("/ready").await;
+        let instances = ready.iter().flat_map(|ready| ready.body["instances"].as_array()).flatten();
+        if instances.filter(|instance| instance["state"] == "ready").any(|instance| instance["address"] == address) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{address} is not ready: {}", client.get("/ready").await.body);
+}
+
+/// A decode instance comes back on another port: its new line in the table is all that is needed. Nobody else is started anew, and
+/// a scheduler that is finds those that were not.
+#[tokio::test(flavor = "multi_thread")]
+async fn f18_a_worker_that_comes_back_on_another_port_is_found_by_its_new_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let [prefill_port, decode_port, moved_port, scheduler_port] = free_ports();
+    generate(dir.path(), [prefill_port, decode_port, scheduler_port]);
+    let scheduler_flags = [format!("--port={scheduler_port}"), "--local-prefill=never".to_owned()];
+    let scheduler = |dir| start(dir, "scheduler", "local_ranktable_127.0.0.1_host.json", &scheduler_flags);
+    let running = scheduler(dir.path());
+    let mut prefill = start(dir.path(), "prefill-worker", "local_ranktable_127.0.0.1_4.json", &[]);
+    let decode = start(dir.path(), "decode-worker", "local_ranktable_127.0.0.1_6.json", &[]);
+    let client = Client::new(format!("http://127.0.0.1:{scheduler_port}"));
+    wait_decode(&client, decode_port).await;
+    let question = "What is prefill?";
+    let expected = Oracle::load(&demo_model()).answer(question, 60);
+    let body = json!({"messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0});
+    assert_eq!(client.post("/v1/chat/completions", &body).await.text(), expected);
+
+    drop(decode);
+    generate(dir.path(), [prefill_port, moved_port, scheduler_port]);
+    let _moved = start(dir.path(), "decode-worker", "local_ranktable_127.0.0.1_6.json", &[]);
+    wait_decode(&client, moved_port).await;
+    assert_eq!(client.post("/v1/chat/completions", &body).await.text(), expected);
+
+    drop(running);
+    let _scheduler = scheduler(dir.path());
+    wait_decode(&client, moved_port).await;
+    assert_eq!(client.post("/v1/chat/completions", &body).await.text(), expected);
+    assert!(prefill.0.try_wait().unwrap().is_none(), "the same process all the time");
+}

@@ -110,6 +110,11 @@ impl Engine {
         self.memory
     }
 
+    /// Why packed weights could not be kept in `pack_cache`; without it they are this process's own.
+    pub fn pack_cache_error(&self) -> Option<String> {
+        self.ranks.iter().find_map(|rank| rank.lock().backend.packs().unsaved.clone())
+    }
+
     /// Computes `batch`. An error of the batch means that nothing was computed. Panics if a rank's thread does; the engine is lost then.
     pub fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, Error> {
         let start = Instant::now();
@@ -298,7 +303,7 @@ fn build_ranks(
             Ok::<_, Error>(Rank { backend, decoder })
         };
         let mut built = build()?;
-        if built.backend.packs().save()? {
+        if built.backend.packs().save() {
             // What other instances map, too, takes the place of what only this one has.
             built = build()?;
         }

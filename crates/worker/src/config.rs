@@ -7,11 +7,11 @@ use std::path::Path;
 use edge::{Credentials, PortBounds, SECRET_VARIABLE, SetupError};
 use engine::{EngineConfig, Quantization};
 use kv::KvDtype;
-use ranktable::{GlobalRankTable, Identity, LocalRankTable, NodePorts};
 use transfer::{TransferConfig, TransportKind};
 use types::{InstanceId, Role};
 
 use crate::WorkerArgs;
+use crate::place::{Place, Tables};
 
 /// Tokens per step when nothing is said: a chunk of some hundred milliseconds on a CPU, long enough to keep its kernels busy.
 const BATCHED_TOKENS: u32 = 2048;
@@ -37,6 +37,10 @@ pub enum ConfigError {
         "--host {host} is only reachable from this machine, but the rank table announces {announced}: use --host 0.0.0.0 or --host {announced}"
     )]
     Unreachable { host: String, announced: IpAddr },
+    #[error(
+        "the rank table has moved {instance} from {before} to {now}, or to other devices; fix: start it anew, there"
+    )]
+    Moved { instance: InstanceId, before: SocketAddr, now: SocketAddr },
     #[error(transparent)]
     Credentials(#[from] SetupError),
     #[error(
@@ -52,6 +56,8 @@ pub struct Config {
     pub instance: InstanceId,
     /// Of the global rank table; all roles must have read the same.
     pub table_hash: String,
+    /// To read both again; `None` = they never change.
+    pub tables: Option<Tables>,
     pub engine: EngineConfig,
     /// Where to listen; port 0 = any free one (tests).
     pub listen: SocketAddr,
@@ -67,17 +73,19 @@ pub struct Config {
 impl Config {
     /// Reads the tables and checks everything that was typed.
     pub fn decide(args: &WorkerArgs, role: Role) -> Result<Self, ConfigError> {
-        let (global, identity) = place(args, role)?;
+        let place = Place::find(args, role)?;
         check_unsupported(args)?;
-        let tensor_parallel_size = args.tensor_parallel_size.map_or(identity.devices.len(), |size| size as usize);
-        identity.require_tensor_parallel_size(tensor_parallel_size)?;
+        let devices = place.identity.devices.len();
+        let tensor_parallel_size = args.tensor_parallel_size.map_or(devices, |size| size as usize);
+        place.identity.require_tensor_parallel_size(tensor_parallel_size)?;
         let config = Self {
             role,
-            instance: InstanceId::from(identity.instance.clone()),
-            table_hash: global.hash(),
+            instance: place.instance.clone(),
+            table_hash: place.table_hash.clone(),
+            tables: Some(place.tables(args, role)),
             engine: engine_config(args, tensor_parallel_size)?,
-            listen: SocketAddr::new(bind_address(&args.host)?, port(args, &global, &identity)?),
-            advertise: identity.server_ip,
+            listen: SocketAddr::new(bind_address(&args.host)?, place.port),
+            advertise: place.server_ip(),
             kv_port: args.kv_port,
             transports: transports(&args.kv_transports)?,
             credentials: Credentials::load(args.cluster_secret_file.as_deref(), args.cluster_tls_dir.as_deref(), role)?,
@@ -97,26 +105,6 @@ impl Config {
         let (transports, credentials) = (self.transports.clone(), self.credentials.clone());
         TransferConfig { transports, credentials, ..TransferConfig::new(self.instance.clone(), incarnation, digest) }
     }
-}
-
-/// The tables, and this instance's entry in them; a table of another role is refused.
-fn place(args: &WorkerArgs, role: Role) -> Result<(GlobalRankTable, Identity), ConfigError> {
-    let (global, local) = match (&args.global_rank_table, &args.rank_table) {
-        (Some(global), Some(local)) => (global, local),
-        (global, local) => {
-            let unset = [(global, "GLOBAL_RANK_TABLE_FILE_PATH"), (local, "RANK_TABLE_FILE_PATH")];
-            let names: Vec<_> = unset.iter().filter(|(path, _)| path.is_none()).map(|(_, name)| *name).collect();
-            return Err(ConfigError::NoTables { missing: names.join(" and ") });
-        }
-    };
-    let global = GlobalRankTable::load(global)?;
-    let identity = Identity::resolve(&global, &LocalRankTable::load(local)?)?;
-    identity.require_role(match role {
-        Role::Scheduler => ranktable::Role::Scheduler,
-        Role::Prefill => ranktable::Role::Prefill,
-        Role::Decode => ranktable::Role::Decode,
-    })?;
-    Ok((global, identity))
 }
 
 fn engine_config(args: &WorkerArgs, tensor_parallel_size: usize) -> Result<EngineConfig, ConfigError> {
@@ -169,19 +157,6 @@ fn check_unsupported(args: &WorkerArgs) -> Result<(), ConfigError> {
         cuda if cuda.starts_with("cuda") => Err(flag("--device", cuda, "cpu or auto: CUDA is not built in")),
         other => Err(flag("--device", other, "cpu or auto")),
     }
-}
-
-/// The port given, checked against the one that the scheduler will call, or that one.
-fn port(args: &WorkerArgs, global: &GlobalRankTable, identity: &Identity) -> Result<u16, ConfigError> {
-    let node_ports = args.node_ports.as_deref().map(str::trim).filter(|ports| !ports.is_empty());
-    let instances = match node_ports.map(NodePorts::parse).transpose()? {
-        Some(ports) => ranktable::instances_with_ports(global, Some(&ports))?,
-        None => ranktable::instances(global),
-    };
-    let announced = instances.iter().find(|entry| entry.name == identity.instance).and_then(|entry| entry.port);
-    let port = args.port.or(announced).ok_or(ConfigError::NoPort)?;
-    identity.require_port(port, &instances)?;
-    Ok(port)
 }
 
 fn bind_address(host: &str) -> Result<IpAddr, ConfigError> {

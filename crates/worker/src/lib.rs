@@ -16,6 +16,7 @@ mod engine_thread;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod ledger;
+mod place;
 mod runner;
 mod running;
 mod server;
@@ -25,8 +26,9 @@ pub use config::{Config, ConfigError};
 pub use control::{Attempt, AttemptJob, Compiling, Introduction, Order, RoleService};
 pub use cores::CpuList;
 pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
+pub use place::Tables;
 pub use runner::{
-    Event, Failure, Goal, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,
+    Event, Failure, Goal, Growth, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,
     RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,
 };
 pub use running::{Loaded, Running, run};

@@ -77,6 +77,9 @@ impl Loaded {
             tokio::task::spawn_blocking(load).await?.with_context(|| format!("cannot load {}", path.display()))?;
         let (model, limits, store) = (engine.identity().clone(), engine.limits(), engine.kv_store());
         log_memory(&engine, &config);
+        if let Some(error) = engine.pack_cache_error() {
+            tracing::warn!(%error, "--pack-cache cannot be written: the packed weights are this instance's own");
+        }
         let pool = BlockPool::new(limits.blocks_total, limits.block_size);
         let config_of_runner = runner_config(&model, &limits, engine.eos_token_ids());
         let runner = Runner::new(config_of_runner, pool.clone(), planner);
@@ -106,7 +109,7 @@ impl Loaded {
             incarnation: self.incarnation,
         };
         let grammars = Grammars::of_model(self.config.engine.model_dir.clone());
-        let control = Control::new(me, role, self.engine.clone(), grammars);
+        let control = Control::new(me, self.config.tables.clone(), role, self.engine.clone(), grammars);
         let door = Door::new(&self.config, &control, &self.engine, kv);
         let drain = CancellationToken::new();
         let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, door));

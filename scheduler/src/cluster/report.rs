@@ -2,8 +2,7 @@
 
 use types::Role;
 
-use super::{Cluster, Live, State};
-use crate::config::Target;
+use super::{Cluster, Live, Member, State};
 use crate::pairing::{Pairing, Slot};
 
 /// One instance as `/ready` shows it.
@@ -40,23 +39,30 @@ impl Cluster {
     /// Whether a request would be served (an instance of each role is proven: one that cannot be must not take the others out of
     /// service), and every instance's state with its reason.
     pub(crate) fn report(&self) -> (bool, Vec<InstanceReport>) {
-        let states = self.states.lock();
+        let members = self.members.lock();
         let pairing = self.pairing.lock();
-        let reports: Vec<InstanceReport> = (self.members.iter().zip(states.iter()).enumerate())
-            .map(|(index, (target, state))| report(&pairing, Slot(index), target, state))
-            .collect();
+        let of = |listed: bool| {
+            let members = members.iter().enumerate().filter(move |(_, member)| member.listed == listed);
+            members.filter_map(|(index, member)| report(&pairing, Slot(index), member))
+        };
+        let reports: Vec<InstanceReport> = of(true).chain(of(false)).collect();
         let some = |role: Role| reports.iter().any(|report| report.role == role.as_str() && report.state == "ready");
-        let needs_prefill = self.members.iter().any(|target| target.role == Role::Prefill);
+        let needs_prefill = members.iter().any(|member| member.listed && member.target.role == Role::Prefill);
         (some(Role::Decode) && (!needs_prefill || some(Role::Prefill)), reports)
     }
 }
 
-fn report(pairing: &Pairing, slot: Slot, target: &Target, state: &State) -> InstanceReport {
-    let (word, reason, load) = match state {
+/// `None` when nothing is left of it.
+fn report(pairing: &Pairing, slot: Slot, member: &Member) -> Option<InstanceReport> {
+    let target = &member.target;
+    let unlisted = || "no longer in the rank table; it finishes what it has".to_owned();
+    let (state, reason, load) = match &member.state {
+        State::Gone => return None,
         State::Away { refused: false, reason } => ("absent", Some(reason.clone()), None),
         State::Away { refused: true, reason } => ("not_ready", Some(reason.clone()), None),
         State::Connected(live) => {
             let (word, reason) = match (&live.mismatch, live.load.draining, live.proven) {
+                _ if !member.listed => ("draining", Some(unlisted())),
                 (Some(mismatch), _, _) => ("not_ready", Some(mismatch.clone())),
                 (None, true, _) => ("draining", None),
                 (None, false, true) => ("ready", None),
@@ -68,14 +74,8 @@ fn report(pairing: &Pairing, slot: Slot, target: &Target, state: &State) -> Inst
             (word, reason, Some(load_report(pairing, slot, live)))
         }
     };
-    InstanceReport {
-        instance: target.id.to_string(),
-        role: target.role.as_str(),
-        address: target.address.to_string(),
-        state: word,
-        reason,
-        load,
-    }
+    let (instance, address) = (target.id.to_string(), target.address.to_string());
+    Some(InstanceReport { instance, role: target.role.as_str(), address, state, reason, load })
 }
 
 fn load_report(pairing: &Pairing, slot: Slot, live: &Live) -> LoadReport {

@@ -115,7 +115,7 @@ fn message(message: ChatMessage) -> Message {
 async fn stream(generating: Generating, answering: Answering) -> Result<Response<Body>, ApiError> {
     let Answering { echo, reading } = answering;
     let readings = vec![reading; generating.n as usize];
-    sse::respond(generating, Shape::Chat { echo, readings }).await
+    sse::chunks(generating, Shape::Chat { echo, readings }).await
 }
 
 /// The answer in one body.

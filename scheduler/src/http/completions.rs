@@ -103,7 +103,7 @@ pub(super) fn tokenise(
 }
 
 async fn stream(generating: Generating, echo: Echo) -> Result<Response<Body>, ApiError> {
-    sse::respond(generating, Shape::Completion { echo }).await
+    sse::chunks(generating, Shape::Completion { echo }).await
 }
 
 /// The answer in one body.

@@ -1,12 +1,10 @@
 //! `/v1/responses`: items in, items out, whole or as named events; kept for a while, so that clients can go on from an answer.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use bytes::Bytes;
 use hyper::{Request, Response};
 use openai::{ApiError, ChatMessage, ErrorKind, Responding, ResponsesRequest};
 use serde_json::{Value, json};
@@ -15,6 +13,7 @@ use tokio::time::Instant;
 use super::chat::Prompt;
 use super::generate::{Generating, Order, answer};
 use super::reading::Reading;
+use super::sse::{Next, Telling};
 use super::{Api, Caller, chat, error, json as json_body, sse};
 use crate::answer::Piece;
 use crate::stored::{Answer, Name};
@@ -138,25 +137,30 @@ async fn whole(mut generating: Generating, mut answering: Answering) -> Result<R
     Ok(json_body(&body))
 }
 
-/// # Errors
-/// What ended the request before its first token.
-async fn stream(mut generating: Generating, mut answering: Answering) -> Result<Response<Body>, ApiError> {
-    let first = Ok(generating.next().await?);
-    let silence = generating.silence();
-    let opening = answering.responding.opening();
-    let events = futures::stream::unfold(Some((generating, answering, Some(first), opening)), |state| async move {
-        let (mut generating, mut answering, first, opening) = state?;
-        let next = match first {
-            Some(next) => next,
-            None => generating.next().await,
-        };
-        let (events, goes_on) = match next {
-            Ok(Some(piece)) => (answering.add(piece), true),
-            Ok(None) => (answering.close(&generating).0, false),
-            Err(error) => (answering.responding.fail(&error), false),
-        };
-        let events = Bytes::from(opening + &events);
-        Some((Ok::<_, Infallible>(events), goes_on.then(|| (generating, answering, None, String::new()))))
-    });
-    Ok(sse::response(Body::from_stream(events), silence))
+async fn stream(generating: Generating, answering: Answering) -> Result<Response<Body>, ApiError> {
+    sse::respond(Events { generating, answering }).await
+}
+
+/// An answer as named events.
+struct Events {
+    generating: Generating,
+    answering: Answering,
+}
+
+impl Telling for Events {
+    fn generating(&mut self) -> &mut Generating {
+        &mut self.generating
+    }
+
+    fn opening(&mut self) -> String {
+        self.answering.responding.opening()
+    }
+
+    fn encode(&mut self, next: Next) -> (String, bool) {
+        match next {
+            Ok(Some(piece)) => (self.answering.add(piece), true),
+            Ok(None) => (self.answering.close(&self.generating).0, false),
+            Err(error) => (self.answering.responding.fail(&error), false),
+        }
+    }
 }

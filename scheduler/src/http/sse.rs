@@ -1,7 +1,8 @@
 //! An answer as server-sent events, in the order that clients rely on.
 //!
-//! The first item is awaited before the status line goes out, so whatever goes wrong before the first token has its own status.
-//! After an error inside the stream there is no `[DONE]`: a cut answer must not look like a whole one.
+//! The first item is awaited before the status line goes out, so whatever goes wrong before the first token has its own status; but
+//! no longer than a silence may last: from then on comments say that the answer is on its way. After an error inside the stream there
+//! is no `[DONE]`: a cut answer must not look like a whole one.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -40,50 +41,83 @@ struct Events {
     offsets: Vec<Option<usize>>,
 }
 
-type Next = Result<Option<Piece>, ApiError>;
+pub(super) type Next = Result<Option<Piece>, ApiError>;
 
-/// # Errors
-/// What ended the request before its first token.
-pub(super) async fn respond(mut generating: Generating, shape: Shape) -> Result<Response<Body>, ApiError> {
-    let first = Ok(generating.next().await?);
-    let choices = generating.prompts.len() * generating.n as usize;
-    let silence = generating.silence();
-    let mut events = Events { generating, shape, offsets: vec![None; choices] };
-    let opening = events.opening();
-    let stream = futures::stream::unfold(Some((events, Some(first), opening)), |state| async move {
-        let (mut events, first, opening) = state?;
-        let next = match first {
-            Some(next) => next,
-            None => events.generating.next().await,
-        };
-        let (text, goes_on) = events.encode(next);
-        let text = opening + &text;
-        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then(|| (events, None, String::new()))))
-    });
-    Ok(response(Body::from_stream(stream), silence))
+/// Turns an answer into events.
+pub(super) trait Telling: Send + 'static {
+    /// Where the items come from.
+    fn generating(&mut self) -> &mut Generating;
+
+    /// Events before those of the first item.
+    fn opening(&mut self) -> String;
+
+    /// The events for what came, and whether more follows.
+    fn encode(&mut self, next: Next) -> (String, bool);
 }
 
-/// A response whose body is events, every frame some whole ones; after so much `silence` it says that it is still there.
-pub(super) fn response(events: Body, silence: Duration) -> Response<Body> {
-    let mut response = Response::new(Body::new(KeepAlive::new(events, silence)));
+/// An answer under way. The first item may still be awaited.
+enum Stage<T> {
+    First(First<T>),
+    Further(T),
+    Over,
+}
+
+type First<T> = Pin<Box<dyn Future<Output = (T, Next)> + Send>>;
+
+/// Chat or completion as events; see [`respond`].
+pub(super) async fn chunks(generating: Generating, shape: Shape) -> Result<Response<Body>, ApiError> {
+    let choices = generating.prompts.len() * generating.n as usize;
+    respond(Events { generating, shape, offsets: vec![None; choices] }).await
+}
+
+/// A response whose body is events, every frame some whole ones.
+///
+/// # Errors
+/// What ended the request before its first token, if that did not take longer than a silence may last.
+pub(super) async fn respond<T: Telling>(mut telling: T) -> Result<Response<Body>, ApiError> {
+    let silence = telling.generating().silence();
+    let mut first: First<T> = Box::pin(async move {
+        let next = telling.generating().next().await;
+        (telling, next)
+    });
+    let (first, due) = match tokio::time::timeout(silence, &mut first).await {
+        Ok((_, Err(error))) => return Err(error),
+        Ok(here) => (Stage::First(Box::pin(std::future::ready(here))), silence),
+        Err(_) => (Stage::First(first), Duration::ZERO),
+    };
+    let body = Body::from_stream(futures::stream::unfold(first, tell));
+    let mut response = Response::new(Body::new(KeepAlive { body, silence, due: Box::pin(tokio::time::sleep(due)) }));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
+    Ok(response)
+}
+
+/// The next frame, and what follows it.
+async fn tell<T: Telling>(stage: Stage<T>) -> Option<(Result<Bytes, Infallible>, Stage<T>)> {
+    let (mut telling, next, opening) = match stage {
+        Stage::First(first) => {
+            let (mut telling, next) = first.await;
+            let opening = telling.opening();
+            (telling, next, opening)
+        }
+        Stage::Further(mut telling) => {
+            let next = telling.generating().next().await;
+            (telling, next, String::new())
+        }
+        Stage::Over => return None,
+    };
+    let (events, goes_on) = telling.encode(next);
+    let stage = if goes_on { Stage::Further(telling) } else { Stage::Over };
+    Some((Ok(Bytes::from(opening + &events)), stage))
 }
 
 /// Events, and comment lines while there are none: clients skip them, and no proxy takes the stream for dead.
 struct KeepAlive {
-    events: Body,
+    body: Body,
     silence: Duration,
     due: Pin<Box<Sleep>>,
-}
-
-impl KeepAlive {
-    fn new(events: Body, silence: Duration) -> Self {
-        Self { events, silence, due: Box::pin(tokio::time::sleep(silence)) }
-    }
 }
 
 impl hyper::body::Body for KeepAlive {
@@ -91,7 +125,7 @@ impl hyper::body::Body for KeepAlive {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut poll = Pin::new(&mut self.events).poll_frame(cx);
+        let mut poll = Pin::new(&mut self.body).poll_frame(cx);
         if poll.is_pending() {
             ready!(self.due.as_mut().poll(cx));
             poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
@@ -102,8 +136,12 @@ impl hyper::body::Body for KeepAlive {
     }
 }
 
-impl Events {
-    /// Before the first token of a chat: roles.
+impl Telling for Events {
+    fn generating(&mut self) -> &mut Generating {
+        &mut self.generating
+    }
+
+    /// Of a chat: roles.
     fn opening(&mut self) -> String {
         let Shape::Chat { .. } = &self.shape else { return String::new() };
         let role = |index| {
@@ -115,6 +153,16 @@ impl Events {
         roles + &self.echoed()
     }
 
+    fn encode(&mut self, next: Next) -> (String, bool) {
+        match next {
+            Ok(Some(piece)) => (self.piece(piece), true),
+            Ok(None) => (self.closing(), false),
+            Err(error) => (sse_error(&error), false),
+        }
+    }
+}
+
+impl Events {
     /// Before the first piece of a completion's choice: the echoed prompt. Returns the characters of its text, too.
     fn echo(&self, index: u32) -> (String, usize) {
         let Shape::Completion { echo } = &self.shape else { return (String::new(), 0) };
@@ -139,15 +187,6 @@ impl Events {
         let piece = |index| PieceOfText { index, ..PieceOfText::default() };
         let part = ChatPart::Content(echo.clone());
         indices.map(|index| sse_event(&ChatChunk::part(&self.generating.head, &part, piece(index)))).collect()
-    }
-
-    /// The events for what came, and whether more follows.
-    fn encode(&mut self, next: Next) -> (String, bool) {
-        match next {
-            Ok(Some(piece)) => (self.piece(piece), true),
-            Ok(None) => (self.closing(), false),
-            Err(error) => (sse_error(&error), false),
-        }
     }
 
     fn piece(&mut self, mut piece: Piece) -> String {

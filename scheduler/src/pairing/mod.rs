@@ -115,6 +115,8 @@ pub(crate) struct Booking {
 #[derive(Clone, Debug)]
 struct Member {
     role: Role,
+    /// Whether the rank table names it; one that it names no longer only finishes what it has.
+    listed: bool,
     /// Connected, of the cluster's model, and not refused.
     ready: bool,
     limits: Limits,
@@ -149,24 +151,39 @@ pub(crate) struct Pairing {
 
 impl Pairing {
     pub(crate) fn new(roles: impl IntoIterator<Item = Role>, local_prefill: LocalPrefill) -> Self {
-        let member = |role| Member {
-            role,
-            ready: false,
-            limits: Limits::default(),
-            load: Load::default(),
-            prompt_tokens: 0,
-            blocks: 0,
-            choices: 0,
-            price: Price::default(),
-            prefix: PrefixIndex::default(),
-            breaker: Breaker::new(INSTANCE_FAILURES),
-        };
         Self {
-            members: roles.into_iter().map(member).collect(),
+            members: roles.into_iter().map(Member::new).collect(),
             edges: HashMap::new(),
             local_prefill,
             retries: RetryBudget::default(),
         }
+    }
+
+    /// The rank table names an instance anew: it takes over a slot that nothing is left of, or gets the next one.
+    pub(crate) fn list(&mut self, slot: Slot, role: Role) {
+        match self.members.get_mut(slot.0) {
+            Some(member) => *member = Member::new(role),
+            None => self.members.push(Member::new(role)),
+        }
+        self.edges.retain(|&(prefill, decode), _| prefill != slot && decode != slot);
+    }
+
+    /// Whether the rank table still names it: if not, nothing new is sent there.
+    pub(crate) fn set_listed(&mut self, slot: Slot, listed: bool) {
+        if let Some(member) = self.members.get_mut(slot.0) {
+            member.listed = listed;
+            member.ready &= listed;
+        }
+    }
+
+    /// Whether no request of ours has a share of it.
+    pub(crate) fn is_free(&self, slot: Slot) -> bool {
+        self.member(slot).is_none_or(|member| (member.prompt_tokens, member.blocks, member.choices) == (0, 0, 0))
+    }
+
+    /// Whether there should be prefill instances.
+    fn has_prefill(&self) -> bool {
+        self.members.iter().any(|member| member.role == Role::Prefill && member.listed)
     }
 
     /// A new process is there under this name: its cache is empty and its failures are forgotten.
@@ -184,7 +201,7 @@ impl Pairing {
     /// Whether requests may be sent there.
     pub(crate) fn set_ready(&mut self, slot: Slot, ready: bool) {
         if let Some(member) = self.members.get_mut(slot.0) {
-            member.ready = ready;
+            member.ready = ready && member.listed;
         }
     }
 
@@ -316,6 +333,22 @@ impl Pairing {
 const GROWTH_TOKENS: u32 = 64;
 
 impl Member {
+    fn new(role: Role) -> Self {
+        Self {
+            role,
+            listed: true,
+            ready: false,
+            limits: Limits::default(),
+            load: Load::default(),
+            prompt_tokens: 0,
+            blocks: 0,
+            choices: 0,
+            price: Price::default(),
+            prefix: PrefixIndex::default(),
+            breaker: Breaker::new(INSTANCE_FAILURES),
+        }
+    }
+
     fn cached_tokens(&self, facts: &Facts<'_>) -> u32 {
         let tokens = self.prefix.matched(facts.chain) * PREFIX_BLOCK;
         u32::try_from(tokens).unwrap_or(u32::MAX).min(facts.tokens.saturating_sub(1))

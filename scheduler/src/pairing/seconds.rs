@@ -32,8 +32,7 @@ impl Pairing {
         if self.local_prefill == LocalPrefill::Always {
             prefills.clear();
         }
-        let has_prefill = self.members.iter().any(|member| member.role == Role::Prefill);
-        if prefills.is_empty() && has_prefill && self.local_prefill == LocalPrefill::Never {
+        if prefills.is_empty() && self.has_prefill() && self.local_prefill == LocalPrefill::Never {
             return Choice::Absent(Role::Prefill);
         }
         let (fitting, too_small): (Vec<_>, Vec<_>) =
@@ -87,8 +86,7 @@ impl Pairing {
                 .filter(|route| self.pair_allowed(*route, facts, now))
         });
         let locals = decodes.iter().map(|&decode| Route::Local { decode });
-        let has_prefill = self.members.iter().any(|member| member.role == Role::Prefill);
-        let local_allowed = self.local_prefill != LocalPrefill::Never || !has_prefill;
+        let local_allowed = self.local_prefill != LocalPrefill::Never || !self.has_prefill();
         let routes = pairs.chain(locals.filter(|_| local_allowed));
         routes.min_by(|&a, &b| self.seconds(a, facts).total_cmp(&self.seconds(b, facts)))
     }

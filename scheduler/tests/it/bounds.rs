@@ -91,3 +91,21 @@ async fn a_stream_that_is_silent_for_long_says_that_it_is_still_there() {
         assert!(open.comments > 0, "{path}");
     }
 }
+
+/// The first token may be long in coming: the silence counts from the start.
+#[tokio::test]
+async fn a_stream_that_waits_for_its_first_token_says_so() {
+    let slow = |fake: &mut crate::support::fake_worker::Fake| fake.swallows = Some("reserve");
+    let cluster = Cluster::start_unready(1, 1, slow, |config| config.bounds.silence = Duration::from_millis(50)).await;
+    cluster.ready().await;
+    let bodies = [
+        ("/v1/completions", json!({"prompt": "hello", "stream": true})),
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "hello"}], "stream": true})),
+        ("/v1/responses", json!({"input": "hello", "stream": true})),
+    ];
+    for (path, body) in bodies {
+        let mut open = crate::support::client::stream(cluster.address(), path, body).await;
+        assert_eq!(open.status, 200, "{path}");
+        open.comment().await;
+    }
+}

@@ -46,6 +46,41 @@ async fn f13_the_only_pair_is_tried_again() {
     assert_eq!(answer.json()["choices"][0]["text"], continuation("hello", 0, 10), "{}", answer.text());
 }
 
+/// It lives and is heard, but nothing ever comes of the attempt: after `Timings::stall` it is asked, and another attempt follows.
+#[tokio::test]
+async fn what_a_living_worker_lost_is_done_elsewhere() {
+    let lossy = |swallows, forgets_after| {
+        move |fake: &mut Fake| {
+            fake.swallows = swallows;
+            fake.forgets_after = forgets_after;
+        }
+    };
+    let cases = [
+        ("decode-0", Some("reserve"), None),
+        ("prefill-0", Some("prefill"), None),
+        ("decode-0", Some("generate"), None),
+        ("decode-0", None, Some(7)),
+    ];
+    for (name, swallows, forgets_after) in cases {
+        let cluster = Cluster::start(2, 2, only(name, lossy(swallows, forgets_after))).await;
+        let mut asked = 0;
+        while cluster.worker(name).count(swallows.unwrap_or("generate")) == 0 {
+            assert!(asked < 16, "{name} is never used");
+            check_text(&cluster, 20, 1).await;
+            asked += 1;
+        }
+        cluster.until("settled", || async { cluster.workers.iter().all(|worker| worker.held() == 0) }).await;
+    }
+}
+
+/// Who only waits or computes for longer than `Timings::stall` is not taken for lost.
+#[tokio::test]
+async fn a_slow_token_is_waited_for() {
+    let cluster = Cluster::start(1, 2, |fake| fake.step = Duration::from_millis(900)).await;
+    check_text(&cluster, 2, 1).await;
+    assert_eq!(asked(&cluster, "decode-0") + asked(&cluster, "decode-1"), 1, "one attempt");
+}
+
 #[tokio::test]
 async fn f14_a_slow_worker_s_share_falls() {
     let slow = |fake: &mut Fake| {

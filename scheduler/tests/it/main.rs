@@ -15,5 +15,6 @@ mod keys; // API keys and their limits
 mod plain; // USE_OPENAI=0
 mod readiness; // who is taken into the cluster, and what /ready says
 mod responses; // /v1/responses with items, calls and stored answers
+mod table; // a rank table that changes
 mod tls; // HTTPS, and certificates that change
 mod tools; // calls and thoughts in chat answers

@@ -66,7 +66,7 @@ async fn the_majority_says_which_model_is_right() {
 
 #[tokio::test]
 async fn f11_another_table_is_refused_with_both_hashes() {
-    let cluster = Cluster::start_unready(0, 1, |_| {}, |config| config.table_hash = "ours".into()).await;
+    let cluster = Cluster::start_unready(0, 1, |_| {}, |config| config.table.hash = "ours".into()).await;
     let expected =
         format!("table_hash: ours is ours, theirs is {TABLE_HASH}; give every role the same global rank table");
     cluster.until("refused", || async { reason(&cluster, "decode-0").await == expected }).await;

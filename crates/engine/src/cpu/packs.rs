@@ -40,6 +40,8 @@ pub(crate) struct Packs {
     /// Not all came from the file.
     fresh: bool,
     pub(crate) so_far: PackedSoFar,
+    /// Why the file could not be written.
+    pub(crate) unsaved: Option<String>,
 }
 
 /// Sums over matrices.
@@ -124,11 +126,13 @@ impl Packs {
         Ok(matrix)
     }
 
-    /// Writes the file, if there is to be one and it did not hold everything; true if it is worth to load again, from the file.
-    pub(crate) fn save(&mut self) -> Result<bool, Error> {
-        let Some(place) = self.place.as_ref().filter(|_| self.fresh) else { return Ok(false) };
-        write(place, &self.all).map_err(|source| Error::Io { path: place.path.clone(), source })?;
-        Ok(true)
+    /// Writes the file, if there is to be one and it did not hold everything; true if it is worth to load again, from the file. One
+    /// that cannot be written (no room, read-only) is done without.
+    pub(crate) fn save(&mut self) -> bool {
+        let Some(place) = self.place.as_ref().filter(|_| self.fresh) else { return false };
+        let written = write(place, &self.all);
+        self.unsaved = written.as_ref().err().map(|error| format!("{}: {error}", place.path.display()));
+        written.is_ok()
     }
 }
 

@@ -172,6 +172,22 @@ fn packed_weights_are_kept_in_a_file() {
     assert_eq!(files().len(), 4, "another packing has files of its own");
 }
 
+/// F22: a cache on a disk without room, or that may not be written to, stops nothing.
+#[test]
+fn f22_packed_weights_that_cannot_be_kept_are_done_without() {
+    let dir = tempfile::tempdir().unwrap();
+    biased_llama(dir.path());
+    let plain = EngineConfig { quantization: Some(Quantization::Int8), ..config(dir.path()) };
+    // Nobody, not even root, makes a directory below a file.
+    let nowhere = dir.path().join("config.json").join("packs");
+    let cached = EngineConfig { pack_cache: Some(nowhere.clone()), ..plain.clone() };
+    assert_eq!(texts(&cached, 1000), texts(&plain, 1000));
+    let (engine, _) = load(&cached).unwrap();
+    let error = engine.pack_cache_error().unwrap();
+    assert!(error.starts_with(nowhere.to_str().unwrap()), "{error}");
+    assert_eq!(load(&plain).unwrap().0.pack_cache_error(), None);
+}
+
 #[test]
 fn choices_differ_and_a_resumed_choice_goes_on_as_it_would_have() {
     let (mut engine, pool) = load(&config(&golden("llama"))).unwrap();

@@ -90,7 +90,10 @@ impl<R: RoleService> Connection<R> {
         match body {
             // A second Hello changes nothing.
             inbound::Body::Hello(_) => {}
-            inbound::Body::Ping(ping) => self.replies.send_now(Body::Pong(Pong { nonce: ping.nonce })),
+            inbound::Body::Ping(ping) => {
+                self.disown(ping.quiet);
+                self.replies.send_now(Body::Pong(Pong { nonce: ping.nonce }));
+            }
             inbound::Body::Cancel(cancel) => self.cancel(cancel),
             inbound::Body::Reserve(order) => {
                 self.order(order.key, proto::generate_spec(order.spec).map(Order::Reserve));
@@ -177,6 +180,16 @@ impl<R: RoleService> Connection<R> {
         } else {
             current.cancelled.lock().extend(&cancel.choices);
             self.control.0.engine.cancel_choices(&key, &cancel.choices);
+        }
+    }
+
+    /// Tells the scheduler which of these attempts it waits for in vain: nothing is held for them here.
+    fn disown(&self, quiet: Vec<Key>) {
+        for key in quiet.into_iter().filter_map(|key| proto::request_key(Some(key)).ok()) {
+            let held = self.live.lock().get(&key.request).is_some_and(|current| current.epoch == key.epoch);
+            if !held {
+                self.refuse(&key, &Failure::new(FailCode::FailStale, "this instance holds nothing of the attempt"));
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proto::control::worker_server::Worker;
@@ -23,12 +24,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use transfer::Counters;
-use types::{InstanceId, Limits, ModelIdentity, Role};
+use types::{InstanceId, Limits, ModelIdentity, RequestKey, Role};
 
 pub use attempt::{Attempt, AttemptJob, Compiling, Order};
 use connection::Connection;
 
-use crate::{EngineHandle, Failure};
+use crate::config::ConfigError;
+use crate::{EngineHandle, Failure, Tables};
 
 /// Messages to the scheduler that may wait for its reading.
 const OUTBOUND_MAX: usize = 1024;
@@ -41,6 +43,11 @@ pub trait RoleService: Send + Sync + 'static {
 
     /// What its end of the KV plane has counted.
     fn kv_counters(&self) -> &Counters;
+
+    /// Attempts with a lease of their own, and what is left of it.
+    fn leases(&self) -> Vec<(RequestKey, Duration)> {
+        Vec::new()
+    }
 }
 
 /// What this worker says of itself in its Welcome.
@@ -59,7 +66,8 @@ pub struct Introduction {
 pub(crate) struct Control<R>(Arc<Inner<R>>);
 
 struct Inner<R> {
-    me: Introduction,
+    me: Mutex<Introduction>,
+    tables: Option<Tables>,
     role: R,
     engine: EngineHandle,
     grammars: Grammars,
@@ -83,9 +91,16 @@ impl<R> Clone for Control<R> {
 }
 
 impl<R: RoleService> Control<R> {
-    pub(crate) fn new(me: Introduction, role: R, engine: EngineHandle, grammars: Grammars) -> Self {
+    pub(crate) fn new(
+        me: Introduction,
+        tables: Option<Tables>,
+        role: R,
+        engine: EngineHandle,
+        grammars: Grammars,
+    ) -> Self {
         Self(Arc::new(Inner {
-            me,
+            me: Mutex::new(me),
+            tables,
             role,
             engine,
             grammars,
@@ -104,6 +119,11 @@ impl<R: RoleService> Control<R> {
     /// What the role's end of the KV plane has counted.
     pub(crate) fn kv_counters(&self) -> &Counters {
         self.0.role.kv_counters()
+    }
+
+    /// See [`RoleService::leases`].
+    pub(crate) fn leases(&self) -> Vec<(RequestKey, Duration)> {
+        self.0.role.leases()
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -125,7 +145,8 @@ impl<R: RoleService> Control<R> {
 
     /// Checks who calls; the refusal names the field with both values. Replaces (and ends) the connection before.
     fn admit(&self, hello: &Hello, closed: &CancellationToken) -> Result<(), String> {
-        let me = &self.0.me;
+        let moved = self.reread(&hello.table_hash);
+        let me = self.0.me.lock();
         if hello.protocol < proto::PROTOCOL_MIN {
             return Err(format!(
                 "protocol: ours is {} (at least {}), theirs is {}",
@@ -136,8 +157,9 @@ impl<R: RoleService> Control<R> {
         }
         if hello.table_hash != me.table_hash {
             let (ours, theirs) = (&me.table_hash, &hello.table_hash);
+            let why = moved.err().map(|error| format!(" ({error})")).unwrap_or_default();
             return Err(format!(
-                "table_hash: ours is {ours}, theirs is {theirs}; give all roles the same global rank table"
+                "table_hash: ours is {ours}, theirs is {theirs}; give all roles the same global rank table{why}"
             ));
         }
         if hello.instance != me.instance.as_str() {
@@ -158,8 +180,22 @@ impl<R: RoleService> Control<R> {
         Ok(())
     }
 
+    /// A scheduler of another table: perhaps this instance's files have changed, too. Small files, read once per Hello.
+    fn reread(&self, theirs: &str) -> Result<(), ConfigError> {
+        let Some(tables) = self.0.tables.as_ref().filter(|_| self.0.me.lock().table_hash != theirs) else {
+            return Ok(());
+        };
+        let place = tables.find()?;
+        let mut me = self.0.me.lock();
+        if me.table_hash != place.table_hash {
+            tracing::info!(instance = %place.instance, hash = place.table_hash, "rank table changed");
+            (me.instance, me.table_hash) = (place.instance, place.table_hash);
+        }
+        Ok(())
+    }
+
     fn welcome(&self, refusal: String) -> Body {
-        let me = &self.0.me;
+        let me = self.0.me.lock();
         Body::Welcome(Welcome {
             protocol: proto::PROTOCOL,
             table_hash: me.table_hash.clone(),

@@ -75,7 +75,8 @@ impl Rig {
         let (instance, table_hash) = ("decode-0".into(), "table".into());
         let me = Introduction { role: Role::Decode, instance, table_hash, model, limits, incarnation: 1 };
         let role = Simple(pool.clone(), Counters::default());
-        let control = Control::new(me, role, engine.clone(), text::Grammars::of_model("no model".into()));
+        let control =
+            Control::new(me, config.tables.clone(), role, engine.clone(), text::Grammars::of_model("no model".into()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let door = server::Door::new(&config, &control, &engine, None);
@@ -210,10 +211,29 @@ async fn requests_share_a_stream_and_end_with_the_oracles_tokens() {
         scheduler.generate(&key("r", seed), &wanted).await;
         assert_eq!(scheduler.tokens(3).await, oracle(&wanted).concat());
     }
-    scheduler.send(outbound::Body::Ping(Ping { nonce: 9 })).await;
+    scheduler.send(outbound::Body::Ping(Ping { nonce: 9, quiet: Vec::new() })).await;
     assert_eq!(scheduler.next().await, Some(Body::Pong(proto::control::Pong { nonce: 9 })));
     scheduler.load(|load| load.running == 0 && load.blocks_free + load.blocks_cached == 64).await;
     rig.settled().await;
+}
+
+#[tokio::test]
+async fn asked_about_quiet_attempts_it_disowns_those_that_it_does_not_hold() {
+    let rig = Rig::start().await;
+    let mut scheduler = rig.connect(hello()).await;
+    scheduler.next().await;
+    scheduler.reserve(&key("held", 1)).await;
+    let quiet = [key("held", 1), key("held", 0), key("lost", 3)].iter().map(Into::into).collect();
+    scheduler.send(outbound::Body::Ping(Ping { nonce: 9, quiet })).await;
+    for expected in [key("held", 0), key("lost", 3)] {
+        match scheduler.next().await {
+            Some(Body::Failed(failed)) => {
+                assert_eq!((failed.key.clone(), failed.code()), (Some((&expected).into()), FailCode::FailStale));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(scheduler.next().await, Some(Body::Pong(proto::control::Pong { nonce: 9 })));
 }
 
 #[tokio::test]

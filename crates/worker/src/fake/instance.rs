@@ -18,6 +18,7 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
         role,
         instance: instance.into(),
         table_hash: "table".into(),
+        tables: None,
         engine: EngineConfig {
             model_dir: "no model".into(),
             tensor_parallel_size: 1,

@@ -80,6 +80,12 @@ impl Open {
         }
     }
 
+    /// Waits for a comment line and nothing else.
+    pub(crate) async fn comment(&mut self) {
+        let frame = self.response.body_mut().frame().await.unwrap().unwrap();
+        assert!(frame.into_data().unwrap().starts_with(b": "));
+    }
+
     /// Every event up to the end of the body.
     pub(crate) async fn events(mut self) -> Vec<String> {
         let mut events = Vec::new();

@@ -40,6 +40,10 @@ pub(crate) struct Fake {
     pub(crate) freezes_after: Option<u32>,
     /// Answers the first message of every request, canaries excepted, with this.
     pub(crate) fails: Option<FailCode>,
+    /// Hears this order, canaries excepted, and forgets the attempt: no answer ever comes.
+    pub(crate) swallows: Option<&'static str>,
+    /// Forgets the attempt that the token after this many belongs to.
+    pub(crate) forgets_after: Option<u32>,
     /// Cannot hand over to the instance of this name, canaries excepted: the first token comes, the KV does not arrive.
     pub(crate) cut_off_from: Option<&'static str>,
     /// Reports what its steps cost.
@@ -63,6 +67,9 @@ struct Inner {
     mended: AtomicBool,
     tokens: AtomicU32,
     seen: Mutex<Seen>,
+    table_hash: Mutex<String>,
+    /// Schedulers that said Hello.
+    hellos: AtomicU32,
     /// Attempts that hold something here.
     held: Mutex<Vec<(control::Key, CancellationToken)>>,
 }
@@ -100,6 +107,8 @@ impl Fake {
             dies_after: None,
             freezes_after: None,
             fails: None,
+            swallows: None,
+            forgets_after: None,
             cut_off_from: None,
             reports_costs: false,
         }
@@ -121,6 +130,8 @@ impl FakeWorker {
             mended: AtomicBool::new(false),
             tokens: AtomicU32::new(0),
             seen: Mutex::default(),
+            table_hash: Mutex::new(TABLE_HASH.into()),
+            hellos: AtomicU32::new(0),
             held: Mutex::default(),
         });
         tokio::spawn(accept(listener, inner.clone()));
@@ -152,6 +163,16 @@ impl FakeWorker {
 
     pub(crate) fn count(&self, kind: &str) -> usize {
         self.inner.seen.lock().iter().filter(|(seen, _)| *seen == kind).count()
+    }
+
+    /// From now on it says that this is its table.
+    pub(crate) fn has_read(&self, table_hash: &str) {
+        *self.inner.table_hash.lock() = table_hash.to_owned();
+    }
+
+    /// Connections so far.
+    pub(crate) fn hellos(&self) -> u32 {
+        self.inner.hellos.load(Ordering::Relaxed)
     }
 
     /// Attempts that still hold something here.
@@ -259,7 +280,7 @@ impl Sender {
 async fn converse(inner: Arc<Inner>, mut stream: Streaming<SchedulerMessage>, sender: Sender) {
     let welcome = Welcome {
         protocol: proto::PROTOCOL,
-        table_hash: TABLE_HASH.into(),
+        table_hash: inner.table_hash.lock().clone(),
         instance: inner.fake.name.clone(),
         role: inner.fake.role.to_string(),
         model: Some((&inner.fake.model).into()),
@@ -303,7 +324,11 @@ impl Inner {
             Heard::Generate(message) => ("generate", message.key.clone()),
             Heard::Embed(message) => ("embed", message.key.clone()),
             Heard::Cancel(message) => ("cancel", message.key.clone()),
-            Heard::Hello(_) | Heard::Ping(_) => return,
+            Heard::Ping(ping) => return self.disown(&ping.quiet, sender).await,
+            Heard::Hello(_) => {
+                self.hellos.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
         };
         let key = key.unwrap();
         let is_canary = key.request_id.starts_with("canary-");
@@ -314,6 +339,9 @@ impl Inner {
         if let (Some(code), false, true) = (fails, is_canary, kind != "cancel") {
             let failed = control::Failed { key: Some(key), code: code.into(), message: "as told".into() };
             return sender.send(Body::Failed(failed)).await;
+        }
+        if self.fake.swallows == Some(kind) && !is_canary {
+            return self.release(&key);
         }
         match body {
             Heard::Reserve(_) => {
@@ -353,6 +381,16 @@ impl Inner {
             }
             Heard::Cancel(message) if message.choices.is_empty() => self.release(&key),
             _ => {}
+        }
+    }
+
+    /// As real workers do, it says which attempts it knows nothing of.
+    async fn disown(&self, quiet: &[control::Key], sender: &Sender) {
+        for key in quiet {
+            if !self.held.lock().iter().any(|(held, _)| held == key) {
+                let (code, message) = (FailCode::FailStale.into(), "nothing held".into());
+                sender.send(Body::Failed(control::Failed { key: Some(key.clone()), code, message })).await;
+            }
         }
     }
 
@@ -479,12 +517,17 @@ impl Inner {
         if key.request_id.starts_with("canary-") {
             return false;
         }
-        let spent = self.tokens.fetch_add(tokens, Ordering::Relaxed) + tokens;
+        let before = self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        let spent = before + tokens;
         if self.fake.dies_after.is_some_and(|limit| spent > limit) {
             self.dead.cancel();
         }
         if self.fake.freezes_after.is_some_and(|limit| spent > limit) {
             self.frozen.store(true, Ordering::Relaxed);
+        }
+        if self.fake.forgets_after.is_some_and(|limit| (before..spent).contains(&limit)) {
+            self.release(key);
+            return true;
         }
         self.dead.is_cancelled() || self.frozen.load(Ordering::Relaxed)
     }
