@@ -4,6 +4,8 @@
 //! waits in line for a short while; nobody holds a block while waiting.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +35,8 @@ pub(crate) struct Landings {
     pub(crate) max_model_len: u32,
     /// Held by whoever is first in line for blocks; fair.
     pub(crate) line: Mutex<()>,
+    /// Blocks that open reservations will probably ask for once they decode.
+    pub(crate) pledged: Arc<AtomicU32>,
 }
 
 /// Blocks of one attempt whose KV is on its way. Dropping it gives them back and refuses what still arrives.
@@ -40,6 +44,7 @@ pub(crate) struct Reservation {
     // Before the blocks: the door is closed when they go.
     landing: Landing,
     table: BlockTable,
+    _pledge: Pledge,
     /// Leading tokens that were here already.
     pub(crate) cached_tokens: u32,
 }
@@ -50,36 +55,49 @@ impl Landings {
         check_fits(spec, true, self.max_model_len, self.engine.pool())?;
         let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
         let root = ChainRoot::new(&self.digest, &spec.cache_salt);
-        let (table, cached_tokens) = self.blocks(key, &root, &tokens).await?;
+        let (table, cached_tokens, pledge) = self.blocks(key, spec, &root, &tokens).await?;
         let request = LandingRequest {
             key: key.clone(),
             blocks: table.ids().to_vec(),
             tokens: cached_tokens..tokens.len() as u32,
             lease: LEASE,
         };
-        Ok(Reservation { landing: self.receiver.open(request), table, cached_tokens })
+        Ok(Reservation { landing: self.receiver.open(request), table, _pledge: pledge, cached_tokens })
     }
 
     async fn blocks(
         &self,
         key: &RequestKey,
+        spec: &GenerateSpec,
         root: &ChainRoot,
         tokens: &[TokenId],
-    ) -> Result<(BlockTable, u32), Failure> {
+    ) -> Result<(BlockTable, u32, Pledge), Failure> {
         let deadline = Instant::now() + WAIT;
         let owner = Owner { key: key.clone(), phase: Phase::Landing };
         let _first =
             tokio::time::timeout_at(deadline, self.line.lock()).await.map_err(|_| self.no_blocks(tokens.len()))?;
         loop {
-            let margin = self.engine.stats().queue.blocks_wanted as usize;
-            if let Some(found) = take(self.engine.pool(), root, tokens, &owner, margin) {
-                return Ok(found);
+            let (margin, growth) = self.margin(spec);
+            if let Some((table, cached)) = take(self.engine.pool(), root, tokens, &owner, margin as usize) {
+                return Ok((table, cached, Pledge::new(&self.pledged, growth)));
             }
             if Instant::now() >= deadline {
                 return Err(self.no_blocks(tokens.len()));
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Blocks to leave to others and for its own growth, and the latter alone. A text that resumes has waited already: it must find
+    /// room for what it has, no more.
+    fn margin(&self, spec: &GenerateSpec) -> (u32, u32) {
+        let queue = self.engine.stats().queue;
+        let tokens = queue.growth.tokens_left(spec.output.len(), spec.sampling.max_tokens);
+        let growth = tokens.div_ceil(self.engine.pool().block_size()).saturating_mul(spec.choices.len() as u32);
+        let others = queue.blocks_wanted.saturating_add(self.pledged.load(Relaxed));
+        // Alone, it always may try.
+        let own = if others == 0 || !spec.output.is_empty() { 0 } else { growth };
+        (others.saturating_add(own), growth)
     }
 
     fn no_blocks(&self, tokens: usize) -> Failure {
@@ -90,9 +108,25 @@ impl Landings {
             stats.pool.free,
             stats.pool.cached,
             stats.pool.total,
-            stats.queue.blocks_wanted
+            stats.queue.blocks_wanted.saturating_add(self.pledged.load(Relaxed))
         );
         Failure::new(FailCode::FailNoBlocks, message)
+    }
+}
+
+/// Blocks that a reservation will ask for; from its first decoding step on the queue counts them.
+struct Pledge(Arc<AtomicU32>, u32);
+
+impl Pledge {
+    fn new(pledged: &Arc<AtomicU32>, blocks: u32) -> Self {
+        pledged.fetch_add(blocks, Relaxed);
+        Self(pledged.clone(), blocks)
+    }
+}
+
+impl Drop for Pledge {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Relaxed);
     }
 }
 

@@ -7,6 +7,7 @@ mod planner;
 mod service;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use transfer::KvReceiver;
@@ -51,6 +52,7 @@ pub async fn serve(loaded: Loaded) -> anyhow::Result<Running> {
         digest: loaded.model.digest.clone(),
         max_model_len: loaded.model.max_model_len,
         line: Mutex::new(()),
+        pledged: Arc::default(),
     };
     loaded.serve(listener, DecodeService { landings, _doors: doors }, Some(grpc))
 }

@@ -90,21 +90,21 @@ impl Room {
         if !self.plan.preempt.is_empty() || !self.stalled.is_empty() {
             return;
         }
-        // Each running row will soon want another block; without this margin an admission would be preempted at once.
-        let mut margin: u32 = view.slots_used();
+        // What those who run will probably still ask for: who is admitted into it is preempted before long, or preempts others.
+        let mut margin: u32 = view.running.iter().map(|seq| seq.growth).fold(0, u32::saturating_add);
         for seq in view.waiting {
             // Alone, a sequence always may try: it was checked that it fits.
             let alone = view.running.is_empty() && self.plan.admit.is_empty();
             if alone {
                 self.find_blocks(seq.id, seq.blocks_cached + seq.blocks_missing);
             }
-            let fits = seq.slots <= self.slots && seq.blocks_missing + margin <= self.blocks;
+            margin = margin.saturating_add(seq.growth);
+            let fits = seq.slots <= self.slots && seq.blocks_missing.saturating_add(margin) <= self.blocks;
             if self.tokens == 0 || !(fits || alone) || self.plan.preempt.contains(&seq.id) {
                 break;
             }
             self.blocks = self.blocks.saturating_sub(seq.blocks_missing);
             self.slots = self.slots.saturating_sub(seq.slots);
-            margin += seq.slots;
             self.plan.admit.push(seq.id);
             self.row(seq.id, seq.pending.saturating_sub(seq.cached).max(1));
         }

@@ -3,7 +3,7 @@
 use crate::{Plan, Planner, QueueView, SeqId, SeqView};
 
 /// Checks a plan: `script` has one line `budget=.. slots=.. blocks=..`, then one line per sequence, `run` or `wait`, its arrival
-/// (or `arrival.choice`) and any of `prio= pending= cached= slots= held= hits= missing= passed=`.
+/// (or `arrival.choice`) and any of `prio= pending= cached= slots= held= hits= missing= growth= passed=`.
 pub fn check_plan(planner: &mut dyn Planner, script: &str, expected: &str) {
     let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty());
     let head = lines.next().unwrap_or_default();
@@ -37,6 +37,7 @@ fn parse_seq(line: &str) -> SeqView {
         blocks_held: number(line, "held").unwrap_or(0),
         blocks_cached: number(line, "hits").unwrap_or(0),
         blocks_missing: number(line, "missing").unwrap_or(0),
+        growth: number(line, "growth").or(number(line, "slots")).unwrap_or(1),
         passed_over: number(line, "passed").unwrap_or(0),
     }
 }

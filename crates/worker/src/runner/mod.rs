@@ -11,6 +11,7 @@
 
 mod beam;
 mod constraint;
+mod growth;
 mod job;
 mod plan;
 mod search;
@@ -30,6 +31,7 @@ use proto::control::{FailCode, StepCost};
 use types::{GenerateSpec, RequestKey, SampledToken, TokenId};
 
 use beam::{BeamSearch, Candidates};
+pub use growth::Growth;
 pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
 pub use plan::{Plan, Planner, QueueView, SeqId, SeqView};
 use sequence::Sequence;
@@ -80,6 +82,7 @@ pub struct Runner {
     jobs: HashMap<RequestKey, JobState>,
     arrivals: u64,
     preemptions: u64,
+    growth: Growth,
 }
 
 struct JobState {
@@ -115,8 +118,10 @@ pub struct QueueStats {
     /// Tokens of contexts that are not yet computed.
     pub waiting_tokens: u32,
     pub preemptions: u64,
-    /// Blocks that the sequences here will ask for soon: those of all who wait and one for each that runs.
+    /// Blocks that the sequences here will probably ask for before they end: nobody else should take them.
     pub blocks_wanted: u32,
+    /// What is expected of one more.
+    pub growth: Growth,
 }
 
 struct Row {
@@ -137,6 +142,7 @@ impl Runner {
             jobs: HashMap::new(),
             arrivals: 0,
             preemptions: 0,
+            growth: Growth::default(),
         }
     }
 
@@ -163,6 +169,7 @@ impl Runner {
     /// Forgets these choices (none named = all). Returns the job's end if others of its choices had already finished.
     pub fn cancel(&mut self, key: &RequestKey, choices: &[u32]) -> Option<Event> {
         let job = self.jobs.get(key)?.id;
+        self.learn(job, choices);
         if choices.is_empty() {
             self.waiting.retain(|id, _| id.arrival != job.arrival);
             self.running.retain(|id, _| id.arrival != job.arrival);
@@ -181,6 +188,14 @@ impl Runner {
             queue.retain(|_, sequence| !sequence.choices.is_empty());
         }
         self.end_if_done(key)
+    }
+
+    /// What texts become that are not wanted any longer: a client left, or the scheduler found a stop string. None named = all.
+    fn learn(&mut self, job: SeqId, choices: &[u32]) {
+        let running = self.running.range(of_job(job)).map(|(_, sequence)| sequence);
+        for sequence in running.filter(|sequence| choices.is_empty() || choices.contains(&sequence.id.choice)) {
+            self.growth.observe(sequence.output().len(), sequence.sampling.max_tokens);
+        }
     }
 
     /// Plans and computes one step. `now` is the clock of [`Runner::submit`].
@@ -217,14 +232,16 @@ impl Runner {
     pub fn stats(&self) -> QueueStats {
         let all = || self.waiting.values().chain(self.running.values());
         let prompt_tokens = all().map(Sequence::pending).filter(|pending| *pending > 1).sum::<usize>();
-        let waiting_blocks =
-            self.waiting.values().map(|seq| seq.table.blocks_needed(seq.tokens.len() + 1)).sum::<usize>();
+        let block_size = self.pool.block_size();
+        let waiting = self.waiting.values().map(|seq| seq.table.blocks_needed(seq.tokens.len()) as u32);
+        let growth = all().map(|seq| seq.growth(self.growth, block_size));
         QueueStats {
             running: self.running.len() as u32,
             waiting: self.waiting.len() as u32,
             waiting_tokens: prompt_tokens as u32,
             preemptions: self.preemptions,
-            blocks_wanted: (waiting_blocks + self.running.len()) as u32,
+            blocks_wanted: waiting.chain(growth).fold(0, u32::saturating_add),
+            growth: self.growth,
         }
     }
 
@@ -262,12 +279,12 @@ impl Runner {
     }
 
     fn plan(&mut self) -> Plan {
-        let pool = &self.pool;
-        let running: Vec<_> = self.running.values().map(|seq| seq.view(pool, 0)).collect();
+        let (pool, growth) = (&self.pool, self.growth);
+        let running: Vec<_> = self.running.values().map(|seq| seq.view(pool, growth, 0)).collect();
         let view_waiting = |(place, seq): (usize, &mut Sequence)| {
             let look = place < LOOKED_UP && seq.table.is_empty();
             let cached = if look { seq.cached_len(pool) } else { 0 };
-            seq.view(pool, cached)
+            seq.view(pool, growth, cached)
         };
         let waiting: Vec<_> = self.waiting.values_mut().enumerate().map(view_waiting).collect();
         let stats = pool.stats();
@@ -436,7 +453,11 @@ impl Runner {
                 sequence.tokens.push(only.id);
                 self.running.insert(id, sequence);
             }
-            several => self.split(sequence, several, stepper),
+            several => {
+                let ended = several.iter().filter(|token| token.finish.is_some());
+                ended.for_each(|token| self.growth.observe(token.position as usize + 1, sequence.sampling.max_tokens));
+                self.split(sequence, several, stepper);
+            }
         }
         let prompt = self.jobs.get_mut(&key).and_then(|job| job.prompt.take());
         events.push(Event { key: key.clone(), what: Happening::Sampled { tokens: drawn, prompt } });

@@ -26,6 +26,8 @@ pub struct SeqView {
     pub blocks_cached: u32,
     /// Blocks still to be allocated beside those, for all of `pending`.
     pub blocks_missing: u32,
+    /// Blocks that it will probably ask for beyond all those before it ends, 1 for each of its rows at least.
+    pub growth: u32,
     /// How often one that stands behind it was admitted instead.
     pub passed_over: u32,
 }

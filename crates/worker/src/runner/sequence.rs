@@ -11,6 +11,7 @@ use kv::{BlockHash, BlockPool, BlockTable, ChainRoot, Owner, Phase};
 use types::{GenerateSpec, Pooling, RequestKey, SampledToken, SamplingParams, TokenId};
 
 use super::constraint::Constraint;
+use super::growth::Growth;
 use super::job::{Goal, Job, KvWatcher};
 use super::plan::{SeqId, SeqView};
 
@@ -131,17 +132,31 @@ impl Sequence {
         }
     }
 
-    pub(super) fn view(&self, pool: &BlockPool, cached: usize) -> SeqView {
-        let slots = match self.sampling.beam {
+    /// Rows that it takes while it runs.
+    fn slots(&self) -> u32 {
+        match self.sampling.beam {
             _ if self.watcher.is_some() => 1,
             Some(beam) if self.output().is_empty() => beam.width,
             _ => self.choices.len() as u32,
-        };
+        }
+    }
+
+    /// Blocks that it will probably ask for beyond those of its present tokens.
+    pub(super) fn growth(&self, expected: Growth, block_size: u32) -> u32 {
+        if self.watcher.is_some() || self.pooled.is_some() {
+            return 0;
+        }
+        let tokens = expected.tokens_left(self.output().len(), self.sampling.max_tokens);
+        tokens.div_ceil(block_size.max(1)).saturating_mul(self.slots())
+    }
+
+    pub(super) fn view(&self, pool: &BlockPool, expected: Growth, cached: usize) -> SeqView {
         SeqView {
             id: self.id,
             pending: self.pending() as u32,
             cached: cached as u32,
-            slots,
+            slots: self.slots(),
+            growth: self.growth(expected, pool.block_size()),
             blocks_held: self.table.len() as u32,
             blocks_cached: (cached / pool.block_size() as usize) as u32,
             blocks_missing: self.blocks_missing(pool.block_size() as usize, cached) as u32,
