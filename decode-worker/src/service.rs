@@ -1,8 +1,10 @@
 //! The life of an attempt on D: reserve, land, decode; or compute the prompt here and decode.
 
+use std::time::Duration;
+
 use proto::control::{FailCode, Reserved, Tokens, worker_message::Body};
 use transfer::{Counters, LandingStats, Listening};
-use types::{GenerateSpec, SampledToken};
+use types::{GenerateSpec, RequestKey, SampledToken};
 use worker::{Attempt, Compiling, Direction, Failure, Goal, Happening, Job, Order, RoleService};
 
 use crate::landing::{LEASE, Landings};
@@ -32,6 +34,10 @@ impl RoleService for DecodeService {
 
     fn kv_counters(&self) -> &Counters {
         self.landings.receiver.counters()
+    }
+
+    fn leases(&self) -> Vec<(RequestKey, Duration)> {
+        self.landings.receiver.leases()
     }
 }
 

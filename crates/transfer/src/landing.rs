@@ -110,6 +110,10 @@ impl Site {
         Self { key, capability, tokens, blocks, lease, store, layout, arrival, changed: Notify::new() }
     }
 
+    pub(crate) fn lease_left(&self) -> Duration {
+        self.arrival.lock().deadline.saturating_duration_since(Instant::now())
+    }
+
     /// Whether the header may be followed by its payload; nothing is allocated or written before this said yes.
     pub(crate) fn admit(&self, header: &Piece, now: Instant) -> Result<KvSpan, Refusal> {
         if !same_capability(&self.capability, &header.capability) {

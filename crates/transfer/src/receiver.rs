@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use edge::{PeerStream, Port};
 use kv::{KvLayout, KvStore};
@@ -24,7 +24,7 @@ use proto::kv::kv_transfer_server::KvTransferServer;
 use proto::kv::{Abandon, Piece};
 use telemetry::Seldom;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use types::RequestId;
+use types::{RequestId, RequestKey};
 
 use crate::landing::Site;
 use crate::ticket::{Endpoint, Ticket, same_capability};
@@ -96,6 +96,11 @@ impl KvReceiver {
         self.registry.endpoints.lock().extend(endpoints.iter().cloned());
         let registry = self.registry.clone();
         Ok(Listening { address, registry, endpoints, _inproc: inproc, _stop: stop.drop_guard() })
+    }
+
+    /// Open landings, and how long each lives on without another sign of P or of whoever vouches for it.
+    pub fn leases(&self) -> Vec<(RequestKey, Duration)> {
+        self.registry.sites.lock().values().map(|site| (site.key.clone(), site.lease_left())).collect()
     }
 
     /// The service to mount; tell its address with [`KvReceiver::set_grpc_address`].

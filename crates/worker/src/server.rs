@@ -64,13 +64,18 @@ impl Door {
         kv: Option<Router>,
     ) -> Self {
         let worker = WorkerServer::new(control.clone()).max_decoding_message_size(proto::CONTROL_MESSAGE_BYTES_MAX);
-        let (health, counted, metrics, pool) =
-            (control.clone(), control.clone(), engine.clone(), engine.pool().clone());
-        let instance = config.instance.clone();
+        let (health, counted, metrics) = (control.clone(), control.clone(), engine.clone());
+        let (holding, instance, pool) = (control.clone(), config.instance.clone(), engine.pool().clone());
+        // How long work goes on without a sign of the scheduler.
+        let vouched = config.port.ping + config.port.pong;
+        let kv_ledger = move || {
+            let report = ledger::report(&instance, &pool, &holding.leases(), vouched);
+            std::future::ready(Json(report))
+        };
         let common = Router::new()
             .route("/health", get(move || std::future::ready(answer_health(&health))))
             .route("/metrics", get(move || std::future::ready(answer_metrics(&counted, &metrics))))
-            .route("/kv", get(move || std::future::ready(Json(ledger::report(&instance, &pool)))));
+            .route("/kv", get(kv_ledger));
         Self {
             credentials: config.credentials.clone(),
             bounds: config.port.clone(),
