@@ -11,6 +11,7 @@ mod kv;
 mod parent;
 mod sse;
 mod up;
+mod web;
 
 pub use chaos::{Fault, FaultProxy};
 pub use cli::{Cli, main};

@@ -13,6 +13,7 @@ mod port;
 mod secret;
 mod stream;
 mod tls;
+mod trust;
 mod watched;
 
 pub use authority::{Authority, CA_KEY_FILE, IssueError, Issued};
@@ -25,6 +26,7 @@ pub use port::{Guarded, PortBounds, turn_away};
 pub use secret::{ClusterSecret, Port, SECRET_VARIABLE};
 pub use stream::{PeerReader, PeerStream, PeerWriter};
 pub use tls::{CA_FILE, CERTIFICATE_FILE, ClusterTls, KEY_FILE, ServerTls, role_name};
+pub use trust::Trust;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use types::Role;
 
 use crate::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
-use crate::{AuthError, Authority, ClusterSecret, ClusterTls, Credentials, Port, SetupError};
+use crate::{AuthError, Authority, ClusterSecret, ClusterTls, Credentials, Port, ServerTls, SetupError, Trust};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -150,4 +150,28 @@ fn files_that_do_not_fit_are_named() {
     assert!(matches!(refused(Role::Prefill, "no certificate in PEM"), SetupError::Certificate { .. }));
     std::fs::remove_file(files.dir(Role::Prefill).join(CA_FILE)).unwrap();
     assert!(matches!(refused(Role::Prefill, CA_FILE), SetupError::File { .. }));
+}
+
+#[tokio::test]
+async fn a_client_believes_its_ca_for_the_names_in_the_certificate_and_nobody_else() {
+    let (ca, other) = (Authority::new().unwrap(), Authority::new().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let [own, foreign, server] = ["own", "foreign", "server"].map(|name| directory.path().join(name));
+    ca.save(&ca.issue_server(vec!["localhost".into(), "127.0.0.1".into()], DAY).unwrap(), &server).unwrap();
+    std::fs::write(&own, ca.certificate_pem()).unwrap();
+    std::fs::write(&foreign, other.certificate_pem()).unwrap();
+    let tls = ServerTls::load(&server.join(CERTIFICATE_FILE), &server.join(KEY_FILE)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let call = async |ca: &PathBuf, host: &str| {
+        let (trust, tls) = (Trust::load(ca).unwrap(), tls.clone());
+        let accepting = async { tls.accept(listener.accept().await.unwrap().0).await.map(drop) };
+        let (_, called) = tokio::join!(accepting, trust.connect(address, host));
+        called.map(drop)
+    };
+    assert_eq!(call(&own, "localhost").await, Ok(()));
+    assert_eq!(call(&own, "127.0.0.1").await, Ok(()));
+    assert!(matches!(call(&own, "example.org").await, Err(AuthError::Tls(_))));
+    assert!(matches!(call(&foreign, "localhost").await, Err(AuthError::Tls(_))));
+    assert!(matches!(Trust::load(&server.join(KEY_FILE)), Err(SetupError::Certificate { .. })));
 }

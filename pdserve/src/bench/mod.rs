@@ -10,7 +10,7 @@ mod model;
 mod peers;
 mod report;
 mod serve;
-mod stats;
+pub(crate) mod stats;
 mod transfer;
 
 use clap::{Parser, Subcommand};

@@ -69,6 +69,9 @@ pub(super) struct Common {
     /// Server to load; several take turns and are compared [without: start one; without a value: http://127.0.0.1:9000]
     #[arg(long, value_name = "[NAME=]URL", num_args = 0..=1, default_missing_value = URL_DEFAULT)]
     pub(super) url: Vec<String>,
+    /// The CA of the certificates of servers at https addresses
+    #[arg(long, value_name = "FILE")]
+    pub(super) cacert: Option<PathBuf>,
     /// Model to ask for [default: the first that the server lists]
     #[arg(long, value_name = "NAME")]
     pub(super) model: Option<String>,

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::target::Target;
 use crate::parent::PARENT_PID_ENV;
+use crate::web;
 
 const POLL: Duration = Duration::from_millis(100);
 /// Above what `up` grants its roles.
@@ -49,12 +50,13 @@ impl OwnCluster {
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let web = web::client(None)?;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("pdserve up ended before it was ready ({status})");
             }
             // Ready means that a prompt went through; the list of models alone would be there earlier.
-            if let Ok(target) = Target::connect(String::new(), String::new(), &self.url, None).await
+            if let Ok(target) = Target::connect(String::new(), String::new(), &self.url, None, web.clone()).await
                 && target.get("/ready").await.is_ok()
             {
                 return Ok(());

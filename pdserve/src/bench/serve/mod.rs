@@ -32,6 +32,7 @@ use target::Target;
 use workload::{FixedSpec, Pace};
 
 use crate::bench::conditions::Conditions;
+use crate::web;
 
 /// Loads the servers and reports.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -63,10 +64,11 @@ async fn servers(common: &Common, clusters: &mut Vec<OwnCluster>) -> anyhow::Res
             clusters.push(cluster);
         }
     }
+    let web = web::client(common.cacert.as_deref())?;
     let mut servers = Vec::new();
     for (index, ((name, url), description)) in found.iter().zip(descriptions).enumerate() {
         let label = name.clone().unwrap_or_else(|| label(index, found.len()));
-        servers.push(Target::connect(label, description, url, common.model.as_deref()).await?);
+        servers.push(Target::connect(label, description, url, common.model.as_deref(), web.clone()).await?);
     }
     Ok(servers)
 }

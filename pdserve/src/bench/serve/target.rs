@@ -4,11 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -16,6 +12,7 @@ use super::chunk::Chunk;
 use super::outcome::{Outcome, TokenEvent};
 use super::workload::Job;
 use crate::sse::Events;
+use crate::web::Web;
 
 /// Bytes of an answer that is not a stream: a list of models or an error.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -33,7 +30,7 @@ pub(super) struct Target {
     /// Prompt and output together, if the server says.
     pub(super) max_model_len: Option<u32>,
     base: String,
-    http: HttpClient<HttpConnector, Full<Bytes>>,
+    http: Web,
 }
 
 impl Target {
@@ -43,9 +40,9 @@ impl Target {
         description: String,
         url: &str,
         model: Option<&str>,
+        http: Web,
     ) -> anyhow::Result<Self> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        let http = HttpClient::builder(TokioExecutor::new()).build_http();
         let mut target = Self { label, description, model: String::new(), max_model_len: None, base, http };
         let models =
             target.get("/v1/models").await.with_context(|| format!("{url} does not answer as an OpenAI server"))?;
@@ -142,6 +139,7 @@ fn shorten(bytes: &[u8]) -> String {
 mod tests {
     use std::convert::Infallible;
 
+    use bytes::Bytes;
     use hyper::body::Incoming;
     use hyper::service::service_fn;
     use hyper::{Request, Response, StatusCode};
@@ -150,6 +148,7 @@ mod tests {
     use super::*;
     use crate::bench::serve::prompts::PromptSource;
     use crate::bench::serve::workload::Class;
+    use crate::web;
 
     /// Answers every completion with `status` and `body`, and says where.
     async fn server(status: u16, body: &'static str) -> String {
@@ -173,7 +172,10 @@ mod tests {
     }
 
     async fn ask(status: u16, body: &'static str) -> Outcome {
-        let target = Target::connect("t".into(), "t".into(), &server(status, body).await, None).await.unwrap();
+        let target =
+            Target::connect("t".into(), "t".into(), &server(status, body).await, None, web::client(None).unwrap())
+                .await
+                .unwrap();
         assert_eq!((target.model.as_str(), target.max_model_len), ("first", Some(64)));
         let prompt = PromptSource::new(1, 0, 0).unique(3);
         let job = Job { class: Class::Measured, after: Duration::ZERO, prompt, output: 2 };
@@ -214,7 +216,8 @@ mod tests {
     #[tokio::test]
     async fn a_model_that_is_not_served_is_named() {
         let url = server(200, "").await;
-        let connect = async |model| Target::connect("t".into(), "t".into(), &url, Some(model)).await;
+        let connect =
+            async |model| Target::connect("t".into(), "t".into(), &url, Some(model), web::client(None).unwrap()).await;
         assert_eq!(connect("second").await.unwrap().model, "second");
         assert!(connect("third").await.unwrap_err().to_string().ends_with("does not serve third"));
     }
