@@ -43,6 +43,8 @@ pub(super) enum End {
     Whole(Said),
     /// 429 or 503 with `Retry-After`.
     Refused,
+    /// It did not end.
+    Endless,
     /// Anything else: why.
     Failed(String),
 }
@@ -94,7 +96,7 @@ impl Client {
         let mut reading = Reading { said: Said::default(), last: None, worst_gap: Duration::ZERO, done: false };
         let read = timeout(REQUEST_MAX, self.read(self.body(completion), &mut reading, token)).await;
         let end = match read {
-            Err(_) => End::Failed(format!("no end within {} s", REQUEST_MAX.as_secs())),
+            Err(_) => End::Endless,
             Ok(Err(error)) => End::Failed(format!("{error:#}")),
             Ok(Ok(false)) => End::Refused,
             Ok(Ok(true)) if !reading.done => End::Failed("the stream ended without [DONE]".to_owned()),

@@ -86,6 +86,17 @@ impl Site {
         self.workers.iter().filter(|worker| worker.name.starts_with("decode"))
     }
 
+    pub(super) fn prefills(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(|worker| worker.name.starts_with("prefill"))
+    }
+
+    /// How often the scheduler says that it lost a worker, so far.
+    pub(super) fn connections_lost(&self) -> anyhow::Result<usize> {
+        let log = self.run_dir.join("logs").join("scheduler.log");
+        let text = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        Ok(String::from_utf8_lossy(&text).lines().filter(|line| line.contains("instance lost")).count())
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         let workers = self.workers.iter().map(|worker| worker.name.clone());
         std::iter::once("scheduler".to_owned()).chain(workers).collect()
@@ -182,6 +193,17 @@ impl Worker {
     /// On the link to the scheduler.
     pub(super) fn on_control(&self, fault: Fault) {
         self.control.set(fault);
+    }
+
+    /// The scheduler loses it at once and cannot reach it again until another fault is set.
+    pub(super) fn cut_off(&self) {
+        self.control.set(Fault::Hold);
+        self.control.cut();
+    }
+
+    /// Whether blocks are held there for a request whose id begins like this.
+    pub(super) async fn holds(&self, request: &str) -> anyhow::Result<bool> {
+        Ok(self.http.text("/kv").await?.contains(&format!("\"{request}")))
     }
 
     /// On the links from the prefill instances.

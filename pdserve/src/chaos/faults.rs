@@ -1,4 +1,4 @@
-//! Workers that die, freeze, are cut off, get damaged bytes, are stopped; and a scheduler that dies. Rows F1 to F17.
+//! Workers that die, freeze, are cut off, get damaged bytes, are stopped; and a scheduler that dies. Rows F1 to F17 but F14.
 
 use std::time::Duration;
 
@@ -33,7 +33,6 @@ impl Drill<'_> {
         self.frozen_decode().await?;
         self.cut_off_from_scheduler().await?;
         self.cut_off_from_prefill().await?;
-        self.slow_link().await?;
         self.damaged_pieces().await?;
         self.rolling_restart().await?;
         self.killed_scheduler().await
@@ -50,7 +49,7 @@ impl Drill<'_> {
     }
 
     /// Stops the load, waits until nothing is held, and judges both.
-    async fn judge(&mut self, id: &'static str, done: &str, load: Load, gap_max: Option<Duration>) -> Tally {
+    pub(super) async fn judge(&mut self, id: &'static str, done: &str, load: Load, gap_max: Option<Duration>) -> Tally {
         let tally = load.stop().await;
         let settled = self.site.settled(LEASE).await;
         let slow = gap_max.is_some_and(|max| tally.worst_gap > max);
@@ -141,19 +140,6 @@ impl Drill<'_> {
         self.site.worker("decode-0")?.on_kv(Fault::None);
         self.moment(3.0, 1.0).await;
         self.judge("F13", "partition prefill - decode-0, healed", load, Some(STALL_GAP)).await;
-        Ok(())
-    }
-
-    async fn slow_link(&mut self) -> anyhow::Result<()> {
-        self.say("F14: 50 ms on every link of decode-0");
-        let (delay, worker) = (Fault::Delay(Duration::from_millis(50)), self.site.worker("decode-0")?);
-        let load = self.load(CLIENTS);
-        worker.on_control(delay);
-        worker.on_kv(delay);
-        self.moment(8.0, 2.0).await;
-        worker.on_control(Fault::None);
-        worker.on_kv(Fault::None);
-        self.judge("F14", "50 ms delay on the links of decode-0", load, Some(KILL_GAP)).await;
         Ok(())
     }
 

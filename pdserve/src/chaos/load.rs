@@ -28,6 +28,8 @@ pub(super) struct Tally {
     pub(super) changed: usize,
     pub(super) refused: usize,
     pub(super) failed: usize,
+    /// Of those that failed: no end came.
+    pub(super) endless: usize,
     pub(super) worst_gap: Duration,
     /// Longest time in which no client got anything.
     pub(super) silence: Duration,
@@ -86,7 +88,7 @@ impl Load {
                         return;
                     }
                     let seen = client.complete(&question.body, || tally.lock().heard()).await;
-                    let failed = matches!(seen.end, End::Failed(_) | End::Refused);
+                    let failed = !matches!(seen.end, End::Whole(_));
                     tally.lock().add(question, seen);
                     if failed {
                         // What failed at once would otherwise be asked again a thousand times a second.
@@ -135,6 +137,11 @@ impl Tally {
             End::Whole(said) => {
                 self.changed += 1;
                 format!("{} answered {said:?} instead of {:?}", question.body, question.answer)
+            }
+            End::Endless => {
+                self.failed += 1;
+                self.endless += 1;
+                format!("{} was never answered to its end", question.body)
             }
             End::Failed(reason) => {
                 self.failed += 1;

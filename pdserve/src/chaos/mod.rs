@@ -2,10 +2,11 @@
 //! ask questions with known answers, and prints a verdict for each.
 //!
 //! ```text
-//! cluster of our own, proxies on its links -> references -> worker faults (faults.rs) -> abuse and soak (soak.rs) -> references -> table
+//! cluster of our own, proxies on its links -> references -> worker faults (faults.rs, churn.rs) -> abuse and soak (soak.rs) -> references -> table
 //! ```
 //! Invariants: only processes that it started are signalled, and only loopback addresses are used.
 
+mod churn;
 mod client;
 mod cluster;
 mod faults;
@@ -151,6 +152,7 @@ impl<'a> Drill<'a> {
     async fn all(&mut self) -> anyhow::Result<()> {
         self.references().await?;
         self.worker_faults().await?;
+        self.churn().await?;
         self.soak().await?;
         self.compare("reference texts again, after everything").await
     }

@@ -21,6 +21,10 @@ use tokio::time::{Instant, sleep_until};
 const CHUNK_BYTES: usize = 16 << 10;
 const CHUNKS_MAX: usize = 256;
 
+/// One portion in so many is lost, and arrives when TCP's shortest retransmission timer is over.
+const LOST_EVERY: u64 = 100;
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+
 /// What a proxy does to the bytes that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
@@ -30,6 +34,8 @@ pub enum Fault {
     Hold,
     /// Every byte of both directions arrives this much later.
     Delay(Duration),
+    /// The same on a link that loses one segment in a hundred: TCP sends it again when its timer is over, and what follows waits.
+    Lossy { delay: Duration },
     /// Flips one bit in each so many bytes.
     FlipEvery(u64),
     /// Closes the connection that carries the last of each so many bytes.
@@ -52,6 +58,7 @@ struct Shared {
     cut: watch::Sender<u64>,
     /// Bytes until the next flip or cut.
     until_damage: Mutex<u64>,
+    portions: AtomicU64,
     damaged: AtomicU64,
 }
 
@@ -74,6 +81,7 @@ impl FaultProxy {
             fault: watch::Sender::new(Fault::None),
             cut: watch::Sender::new(0),
             until_damage: Mutex::new(0),
+            portions: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
@@ -163,11 +171,7 @@ async fn read(mut from: OwnedReadHalf, to: mpsc::Sender<(Instant, Vec<u8>)>, sha
     loop {
         let count = from.read(&mut buffer).await?;
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
-        let delay = match *shared.fault.borrow() {
-            Fault::Delay(delay) => delay,
-            _ => Duration::ZERO,
-        };
-        if to.send((Instant::now() + delay, bytes.to_vec())).await.is_err() {
+        if to.send((Instant::now() + shared.delay(), bytes.to_vec())).await.is_err() {
             return Ok(());
         }
     }
@@ -195,6 +199,18 @@ impl Shared {
     async fn passable(&self) {
         // The sender lives as long as we do.
         let _ = self.fault.subscribe().wait_for(|fault| *fault != Fault::Hold).await;
+    }
+
+    /// Of the next portion.
+    fn delay(&self) -> Duration {
+        match *self.fault.borrow() {
+            Fault::Delay(delay) => delay,
+            Fault::Lossy { delay } if self.portions.fetch_add(1, Relaxed) % LOST_EVERY == LOST_EVERY - 1 => {
+                delay + RETRANSMISSION
+            }
+            Fault::Lossy { delay } => delay,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Flips what is due in these bytes; an error when the connection is due.
