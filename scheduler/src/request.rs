@@ -4,6 +4,7 @@
 //! from the tokens that the client already has. Every attempt has its own epoch; whatever an attempt holds on a worker is a guard.
 
 mod error;
+mod routing;
 mod scores;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,20 +13,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use kv::{BlockHash, ChainRoot, hash_chain};
+use kv::BlockHash;
 use proto::control;
 use telemetry::SchedulerMetrics;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
-use types::{GenerateSpec, Pooling, RequestId, RequestKey, Role, SampledToken, SamplingParams, Stage, TokenId};
+use types::{GenerateSpec, Pooling, RequestId, RequestKey, SampledToken, SamplingParams, Stage, TokenId};
 
 use crate::admission::Admission;
 use crate::answer::{Answer, Style};
-use crate::cluster::{Booked, Cluster, Routed};
+use crate::cluster::{Booked, Cluster};
 use crate::leg::Leg;
 use crate::link::{Connection, Event, Failure, Link};
 use crate::output::Writer;
-use crate::pairing::{Facts, PREFIX_BLOCK, Route};
+use crate::pairing::Route;
 use error::{Broken, Taken, at};
 use scores::Scores;
 
@@ -72,9 +73,6 @@ pub(crate) async fn serve(
     let story = Story { cluster, admission, metrics, request, writer, epochs, model, first_token, scores };
     story.tell().await
 }
-
-/// Before an instance that said it is full is asked again: some decode steps, in which others may end.
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 struct Story<'a> {
     cluster: &'a Arc<Cluster>,
@@ -177,100 +175,7 @@ impl Story<'_> {
         self.decoding(leg, &mut path, &mut decode, Some(prefill)).await
     }
 
-    // ---- 2 Routed
-
-    /// Chooses and books P and D. Waits a moment for an instance that is not there, and in the line for room.
-    async fn routed(&self, leg: &mut Leg) -> Result<Path, Broken> {
-        let _waiting = self.metrics.waiting();
-        let overtakes = !leg.has_output() && self.admission.has_line();
-        loop {
-            let mut changed = std::pin::pin!(self.cluster.changed());
-            changed.as_mut().enable();
-            match if overtakes { Asked::NoRoom } else { self.ask(leg)? } {
-                Asked::Go(path) => return Ok(path),
-                Asked::NoRoom => return self.in_line(leg).await,
-                Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
-            }
-        }
-    }
-
-    async fn in_line(&self, leg: &mut Leg) -> Result<Path, Broken> {
-        let waited = self.cluster.timings().wait;
-        let until = *leg.waiting_since.get_or_insert_with(Instant::now) + waited;
-        let place = self.admission.queue()?;
-        let _head = tokio::time::timeout_at(until, place.head()).await;
-        let _head = _head.map_err(|_| RequestError::NoRoom { waited })?;
-        loop {
-            if !leg.tried.busy.is_empty() {
-                if Instant::now() >= until {
-                    return Err(RequestError::NoRoom { waited }.into());
-                }
-                tokio::time::sleep(BUSY_PAUSE).await;
-                leg.tried.busy.clear();
-            }
-            let mut changed = std::pin::pin!(self.cluster.changed());
-            changed.as_mut().enable();
-            match self.ask(leg)? {
-                Asked::Go(path) => return Ok(path),
-                Asked::NoRoom => wait(changed, until, RequestError::NoRoom { waited }).await?,
-                Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
-            }
-        }
-    }
-
-    /// Asks the router once.
-    fn ask(&self, leg: &mut Leg) -> Result<Asked, RequestError> {
-        let Some(model) = self.cluster.model() else { return Ok(Asked::Absent(Role::Decode)) };
-        if self.model.get_or_init(|| model.digest.clone()) != &model.digest {
-            return Ok(Asked::Absent(Role::Decode));
-        }
-        let spec = self.spec(leg);
-        let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
-        let chain = hash_chain(&ChainRoot::new(&model.digest, &spec.cache_salt), &tokens, PREFIX_BLOCK);
-        let facts = |excluded| Facts {
-            tokens: tokens.len() as u32,
-            chain: &chain,
-            choices: self.request.sampling.beam.map_or(leg.answers.len() as u32, |beam| beam.width),
-            new_tokens: spec.sampling.max_tokens.saturating_sub(spec.output.len() as u32),
-            excluded,
-        };
-        let [wary, tried, bold] = leg.tried.excluded(self.cluster);
-        let routed = match self.request.via {
-            Some(route) => self.cluster.route_by(route, &facts(&bold)),
-            None => match self.cluster.route(&facts(&wary)) {
-                go @ Routed::Go { .. } => go,
-                _ => match self.cluster.route(&facts(&tried)) {
-                    Routed::Absent(_) => self.cluster.route(&facts(&bold)),
-                    routed => routed,
-                },
-            },
-        };
-        let tokens = tokens.len() as u32;
-        match routed {
-            Routed::Go { booked, prefill, decode } => {
-                leg.prefill = prefill.as_ref().map(|connection| (connection.slot, connection.generation));
-                leg.decode = Some((decode.slot, decode.generation));
-                let key = RequestKey { request: leg.name(self.request), epoch: leg.epoch };
-                let place = |connection: &Arc<Connection>| connection.instance.clone();
-                info!(request_id = %key.request, stage = %Stage::Routed, epoch = key.epoch, tokens,
-                    prefill = prefill.as_ref().map(place).as_ref().map_or("local", |id| id.as_str()), decode = %decode.instance, "routed");
-                Ok(Asked::Go(Path { booked, prefill, decode, chain, key }))
-            }
-            Routed::Wait => Ok(Asked::NoRoom),
-            // Those that are there have just said that they are full.
-            Routed::Absent(_) if !leg.tried.busy.is_empty() => Ok(Asked::NoRoom),
-            Routed::Absent(role) => Ok(Asked::Absent(role)),
-            Routed::TooLong { tokens_max } => Err(RequestError::TooLong { tokens, tokens_max }),
-        }
-    }
-
-    /// A request that has text is worth waiting for longer than one that can simply be sent again.
-    fn absent_until(&self, leg: &mut Leg) -> Instant {
-        let timings = self.cluster.timings();
-        let patience = if leg.has_output() { timings.absent_resume } else { timings.absent };
-        *leg.absent_since.get_or_insert_with(Instant::now) + patience
-    }
-
+    // ---- 2 Routed: see `routing`
     // ---- 3 Reserved
 
     /// D sets blocks aside; its ticket tells P where to send what D lacks.
@@ -534,20 +439,4 @@ fn cut(leg: &Leg, decode: &Link, tokens: &[control::Token]) {
             decode.cancel_choice(answer.choice);
         }
     }
-}
-
-/// What the router said.
-enum Asked {
-    Go(Path),
-    NoRoom,
-    Absent(Role),
-}
-
-/// Until something changed, or `otherwise` when nothing did in time.
-async fn wait(
-    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-    until: Instant,
-    otherwise: RequestError,
-) -> Result<(), RequestError> {
-    tokio::time::timeout_at(until, changed).await.map_err(|_| otherwise)
 }
