@@ -41,12 +41,13 @@ impl Pairing {
             let tokens_max = too_small.iter().map(|slot| self.members[slot.0].tokens_max()).max().unwrap_or(0);
             return Choice::TooLong { tokens_max };
         }
-        let roomy: Vec<Slot> = fitting.into_iter().filter(|&slot| self.members[slot.0].has_room(facts)).collect();
+        let roomy = fitting.iter().copied().filter(|slot| self.members[slot.0].has_room(facts)).collect();
         let roomy = self.shortlist(roomy, facts, rng);
         let prefills = self.shortlist(prefills, facts, rng);
         match self.cheapest(&prefills, &roomy, facts, now) {
             Some(route) => Choice::Route(route),
-            None if roomy.is_empty() => Choice::Wait,
+            // Who could be reached has no room now.
+            None if roomy.is_empty() || self.cheapest(&prefills, &fitting, facts, now).is_some() => Choice::Wait,
             None => Choice::Absent(Role::Prefill),
         }
     }

@@ -69,6 +69,18 @@ fn check(tokens: u32, change: impl FnOnce(&mut Pairing, &mut Ask), expected: Cho
     assert_eq!(choose(&pairing, &ask, Instant::now()), expected);
 }
 
+/// The free one cannot be reached, the one that can be is full: that is no reason to refuse anybody.
+#[test]
+fn a_full_instance_is_waited_for_while_the_only_free_one_cannot_be_reached() {
+    let (mut pairing, now) = (pairing(1, 2, LocalPrefill::Never), Instant::now());
+    (0..PAIR_FAILURES).for_each(|_| pairing.failed_pair(Slot(0), Slot(1), now));
+    let ask = Ask::new(160);
+    let _booked = pairing.book(Route::Pair { prefill: Slot(0), decode: Slot(2) }, &ask.facts(), now);
+    assert_eq!(choose(&pairing, &ask, now), pair(0, 2));
+    pairing.loaded(Slot(2), Load { running: 1, blocks_available: 0, ..idle() }, []);
+    assert_eq!(choose(&pairing, &ask, now), Choice::Wait);
+}
+
 #[test]
 fn queues_and_load_decide() {
     check(100, |_, _| {}, pair(0, 2));
