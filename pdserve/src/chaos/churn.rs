@@ -35,10 +35,10 @@ const LEAVES_MS: std::ops::Range<u64> = 0..300;
 impl Drill<'_> {
     /// Every row of this file.
     pub(super) async fn churn(&mut self) -> anyhow::Result<()> {
+        self.joins_and_leaves().await?;
         self.bad_link().await?;
         self.without_prefill().await?;
-        self.cancels().await?;
-        self.joins_and_leaves().await
+        self.cancels().await
     }
 
     async fn bad_link(&mut self) -> anyhow::Result<()> {
@@ -106,7 +106,7 @@ impl Drill<'_> {
 
     async fn without_prefill(&mut self) -> anyhow::Result<()> {
         self.say("F23: no prefill instance can be reached");
-        let body = json!({"prompt": "Go on and on.", "max_tokens": 800, "temperature": 0, "ignore_eos": true});
+        let body = json!({"prompt": "Go on and on.", "max_tokens": 400, "temperature": 0, "ignore_eos": true});
         let answer = self.answer(&body).await?;
         let (begun, site) = (Notify::new(), self.site);
         let streams = (0..BYSTANDERS).map(|_| site.client.complete(&body, || begun.notify_one()));
@@ -118,13 +118,10 @@ impl Drill<'_> {
             // Their prompts are handed over soon after their first tokens.
             sleep(Duration::from_millis(300)).await;
             site.prefills().for_each(Worker::cut_off);
-            let (mut refused, mut slowest) = (0, Duration::ZERO);
-            for question in self.questions.iter().take(8) {
-                let asked = Instant::now();
-                refused += usize::from(site.client.complete(&question.body, || {}).await.end == End::Refused);
-                slowest = slowest.max(asked.elapsed());
-            }
-            (refused, slowest)
+            let asked = Instant::now();
+            let ask = self.questions.iter().take(8).map(|question| site.client.complete(&question.body, || {}));
+            let seen = futures::future::join_all(ask).await;
+            (seen.iter().filter(|seen| seen.end == End::Refused).count(), asked.elapsed())
         };
         let (streams, (refused, slowest)) = tokio::join!(streams, refusals);
         self.site.prefills().for_each(|worker| worker.on_control(Fault::None));

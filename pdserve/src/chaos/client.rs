@@ -91,10 +91,10 @@ impl Client {
         body.to_string()
     }
 
-    /// Streams a completion; calls `token` for each piece of text.
+    /// Streams a completion; calls `token` for each piece of text. Workers know it by its `request_id`, if it has one.
     pub(super) async fn complete(&self, completion: &Value, token: impl Fn()) -> Seen {
         let mut reading = Reading { said: Said::default(), last: None, worst_gap: Duration::ZERO, done: false };
-        let read = timeout(REQUEST_MAX, self.read(self.body(completion), &mut reading, token)).await;
+        let read = timeout(REQUEST_MAX, self.read(completion, &mut reading, token)).await;
         let end = match read {
             Err(_) => End::Endless,
             Ok(Err(error)) => End::Failed(format!("{error:#}")),
@@ -122,8 +122,12 @@ impl Client {
     }
 
     /// False: refused with a time to come back.
-    async fn read(&self, body: String, reading: &mut Reading, token: impl Fn()) -> anyhow::Result<bool> {
-        let answer = self.http.request(self.request(body)?).await?;
+    async fn read(&self, completion: &Value, reading: &mut Reading, token: impl Fn()) -> anyhow::Result<bool> {
+        let mut request = self.request(self.body(completion))?;
+        if let Some(id) = completion["request_id"].as_str() {
+            request.headers_mut().insert("x-request-id", id.parse()?);
+        }
+        let answer = self.http.request(request).await?;
         let (status, retry) = (answer.status().as_u16(), answer.headers().contains_key("retry-after"));
         if matches!(status, 429 | 503) && retry {
             return Ok(false);
