@@ -50,6 +50,33 @@ fn a_large_one_is_not_starved_by_small_ones() {
 }
 
 #[test]
+fn nobody_begins_in_the_room_that_those_who_run_will_need() {
+    let script = |blocks: u32| {
+        format!(
+            "blocks={blocks}
+             run 0 held=4 growth=6
+             wait 1 pending=9 missing=2 growth=3"
+        )
+    };
+    check(&script(10), "preempt [] admit [] rows [0:1]");
+    check(&script(11), "preempt [] admit [1] rows [0:1 1:9]");
+}
+
+#[test]
+fn who_was_preempted_comes_back_before_who_never_ran() {
+    let script = |blocks: u32| {
+        format!(
+            "blocks={blocks}
+             run 0 held=4 growth=1
+             wait 1 pending=40 missing=5
+             wait 2 pending=4 missing=1"
+        )
+    };
+    check(&script(6), "preempt [] admit [] rows [0:1]");
+    check(&script(7), "preempt [] admit [1] rows [0:1 1:40]");
+}
+
+#[test]
 fn the_less_urgent_is_preempted_whenever_it_came() {
     check(
         "blocks=0
@@ -169,4 +196,24 @@ fn a_tiny_pool_preempts_and_still_answers_right() {
     let world = run(size, (0..6).map(submit).collect());
     world.check_end();
     assert!(world.runner.stats().preemptions > 0, "the case is meant to preempt");
+}
+
+#[test]
+fn once_it_is_known_how_long_texts_become_nobody_is_preempted() {
+    // Nine blocks each in the end: four fit, and who knows nothing begins ten.
+    let size = Size { blocks: 40, block_size: 8, max_num_seqs: 32, max_num_batched_tokens: 64 };
+    let mut world = World::new(size, Box::new(DecodePlanner));
+    let mut wave = |name: &str, families: std::ops::Range<u32>| {
+        for number in families {
+            let mut whole = spec(number, 10, 1, 60, u64::from(number));
+            whole.sampling.ignore_eos = true;
+            assert!(world.submit(&format!("{name} {number}"), whole, Kind::Complete));
+        }
+        world.run(20_000);
+        world.check_end();
+        world.runner.stats().preemptions
+    };
+    let first = wave("first", 0..12);
+    assert!(first > 0, "the case is meant to preempt");
+    assert_eq!(wave("second", 12..24), first);
 }
