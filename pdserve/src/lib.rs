@@ -13,5 +13,5 @@ mod sse;
 mod up;
 mod web;
 
-pub use chaos::{Fault, FaultProxy};
+pub use chaos::{Fault, FaultProxy, mutate};
 pub use cli::{Cli, main};

@@ -91,6 +91,48 @@ async fn a9_http2_floods_end_and_the_ports_serve_on() {
     assert_eq!(post(&cluster, None, "/v1/chat/completions", &chat).await.0, 200);
 }
 
+/// Requests of one connection that are refused while `count` are open.
+async fn refused_streams(address: SocketAddr, path: &str, count: u32) -> Vec<u32> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let open = (0..count).flat_map(|number| raw_h2::open_post(2 * number + 1, path));
+    let bytes = [raw_h2::PREFACE, &raw_h2::settings(), &open.collect::<Vec<u8>>(), &raw_h2::ping()].concat();
+    stream.write_all(&bytes).await.unwrap();
+    let mut refused = Vec::new();
+    loop {
+        let (kind, flags, number, payload) = raw_h2::read_frame(&mut stream).await;
+        match (kind, payload.as_slice()) {
+            (raw_h2::RESET, [0, 0, 0, raw_h2::REFUSED_STREAM]) => refused.push(number),
+            // What was answered before it, was answered before it.
+            (raw_h2::PING, _) if flags == raw_h2::ACK => return refused,
+            (raw_h2::GOAWAY, reason) => panic!("the connection ended: {reason:?}"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a9_a_connection_has_256_streams_and_a_head_100_lines() {
+    let cluster = ProcessCluster::up(PDSERVE, &[]);
+    let public: SocketAddr = cluster.url.trim_start_matches("http://").parse().unwrap();
+    let mut ports = vec![(public, "/v1/completions")];
+    for instance in ["prefill-0", "decode-0"] {
+        ports.push((cluster.control_address(instance).await, "/pdserve.control.v1.Worker/Control"));
+    }
+    for (port, path) in ports {
+        let refused = tokio::time::timeout(PATIENCE, refused_streams(port, path, 260)).await.unwrap();
+        assert_eq!(refused, [513, 515, 517, 519], "{port}");
+        for (lines, expected) in [(100, "HTTP/1.1 200"), (101, "HTTP/1.1 431")] {
+            let more: String = (2..lines).map(|line| format!("x-{line}: x\r\n")).collect();
+            let head = format!("GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}\r\n");
+            let mut stream = TcpStream::connect(port).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&answer), expected, "{port}: {lines} lines");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a12_no_field_makes_us_connect_anywhere_or_read_a_file() {
     let cluster = ProcessCluster::up(PDSERVE, &[]);

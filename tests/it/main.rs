@@ -19,12 +19,16 @@ mod links;
 mod local_cluster;
 /// Every request parameter in every way of serving.
 mod matrix;
+/// What hostile clients may cost in memory.
+mod memory;
 /// P and D with real models: every hand-over gives `engine::generate`'s tokens and logprobs, bit for bit.
 mod parity;
 /// `pdserve up` and HTTP, as a user meets them.
 mod product;
 /// Weights in fewer bits: what it costs in accuracy, and that nothing else changes.
 mod quantized;
+/// Who is let in on the ports of real workers.
+mod strangers;
 /// Texts held to schemas, expressions and grammars.
 mod structured;
 /// P and D over their real ports, without a scheduler: every hand-over ends in the text of one process, or gives everything back.

@@ -67,6 +67,11 @@ impl Client {
         Self::whole(self.send(Method::POST, path, body.to_string().into()).await).await
     }
 
+    /// Sends bytes that may be anything.
+    pub async fn post_bytes(&self, path: &str, body: Vec<u8>) -> Reply {
+        Self::whole(self.send(Method::POST, path, body.into()).await).await
+    }
+
     /// Sends `body` with `"stream": true` added.
     pub async fn stream(&self, path: &str, body: &Value) -> Streamed {
         let mut body = body.clone();

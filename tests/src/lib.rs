@@ -11,7 +11,7 @@ pub mod workers;
 
 pub use client::{Client, Reply, Streamed};
 pub use oracle::Oracle;
-pub use process_cluster::ProcessCluster;
+pub use process_cluster::{Growth, ProcessCluster};
 pub use random_model::random_model;
 
 use std::path::{Path, PathBuf};

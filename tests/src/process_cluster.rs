@@ -1,6 +1,7 @@
 //! A cluster of real processes, started as a user starts it: `pdserve up`.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,6 +19,25 @@ pub struct ProcessCluster {
     pub url: String,
     run_dir: TempDir,
     output: Arc<Mutex<String>>,
+}
+
+/// See [`ProcessCluster::growth`].
+#[derive(Debug)]
+pub struct Growth {
+    proc: PathBuf,
+    before: u64,
+}
+
+impl Growth {
+    pub fn kib(&self) -> u64 {
+        status_kib(&self.proc, "VmHWM:").saturating_sub(self.before)
+    }
+}
+
+fn status_kib(proc: &Path, name: &str) -> u64 {
+    let status = std::fs::read_to_string(proc.join("status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells it");
+    line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
 }
 
 impl ProcessCluster {
@@ -75,6 +95,33 @@ impl ProcessCluster {
 
     pub fn log(&self, role: &str) -> PathBuf {
         self.run_dir.path().join("logs").join(format!("{role}.log"))
+    }
+
+    /// Where an instance listens for its scheduler.
+    pub async fn control_address(&self, instance: &str) -> SocketAddr {
+        let report = self.client().get("/ready").await.body;
+        let instances = report["instances"].as_array().expect("a list");
+        let found = instances.iter().find(|entry| entry["instance"] == instance);
+        let address = found.and_then(|entry| entry["address"].as_str()).unwrap_or_else(|| panic!("{report}"));
+        address.parse().expect("an address")
+    }
+
+    /// Where a decode instance listens for KV.
+    pub fn kv_address(&self, instance: &str) -> SocketAddr {
+        let log = std::fs::read_to_string(self.log(instance)).expect("it writes a log");
+        let line = log.lines().find(|line| line.contains("listening for KV")).unwrap_or_else(|| panic!("{log}"));
+        let address = line.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    }
+
+    /// What a role's resident memory is above its size of now, at most, until [`Growth::kib`] is asked.
+    pub fn growth(&self, role: &str) -> Growth {
+        let pid = self.pid(role).unwrap_or_else(|| panic!("{role} is not running"));
+        let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        // From now on the peak is a new one.
+        std::fs::write(proc.join("clear_refs"), "5").expect("the process is ours");
+        let before = status_kib(&proc, "VmRSS:");
+        Growth { proc, before }
     }
 
     /// What `up` has printed so far.

@@ -93,39 +93,46 @@ impl Door {
         let peeked = tokio::time::timeout(self.bounds.header_read, stream.peek(&mut first)).await.ok()?.ok()?;
         let proves = peeked == 1 && Credentials::is_proof(first[0]);
         let refused = match (self.credentials.any(), proves) {
-            (false, false) => return Some((PeerStream::Plain(stream), self.routes(true, true))),
-            (true, false) => return Some((PeerStream::Plain(stream), self.routes(false, false))),
+            (false, false) => return Some((PeerStream::Plain(stream), self.routes(true, true, peer))),
+            (true, false) => return Some((PeerStream::Plain(stream), self.routes(false, false, peer))),
             (false, true) => "the peer proves who it is and this worker has neither secret nor certificate".to_owned(),
             (true, true) => match self.credentials.accept(stream, Port::Worker, self.instance.as_str()).await {
                 Ok(Admitted { stream, role }) => {
                     let is = |wanted| role.is_none_or(|role| role == wanted);
-                    return Some((stream, self.routes(is(Role::Scheduler), is(Role::Prefill))));
+                    return Some((stream, self.routes(is(Role::Scheduler), is(Role::Prefill), peer)));
                 }
                 Err(error) => error.to_string(),
             },
         };
-        if self.refusals.lock().due(peer.ip(), Instant::now()) {
-            tracing::warn!(%peer, reason = refused, "connection refused");
-        }
+        self.log_refusal(peer, &refused);
         None
     }
 
-    fn routes(&self, control: bool, kv: bool) -> Router {
+    fn log_refusal(&self, peer: SocketAddr, reason: &str) {
+        if self.refusals.lock().due(peer.ip(), Instant::now()) {
+            tracing::warn!(%peer, reason, "connection refused");
+        }
+    }
+
+    fn routes(&self, control: bool, kv: bool, peer: SocketAddr) -> Router {
         let mut routes = self.public.clone();
         for (of_peer, allowed) in [(&self.control, control), (&self.kv, kv)] {
             if allowed {
                 routes = routes.merge(of_peer.clone());
             }
         }
+        let door = self.clone();
         routes.fallback(move || {
-            std::future::ready(if control { StatusCode::NOT_FOUND.into_response() } else { answer_stranger() })
+            std::future::ready(if control { StatusCode::NOT_FOUND.into_response() } else { door.answer_stranger(peer) })
         })
     }
-}
 
-/// To control and KV requests on a connection that has proven nothing; the request is not read.
-fn answer_stranger() -> Response {
-    Status::unauthenticated(AuthError::NoMark.to_string()).into_http::<Body>()
+    /// To control and KV requests on a connection that has proven nothing; the request is not read.
+    fn answer_stranger(&self, peer: SocketAddr) -> Response {
+        let reason = AuthError::NoMark.to_string();
+        self.log_refusal(peer, &reason);
+        Status::unauthenticated(reason).into_http::<Body>()
+    }
 }
 
 fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResponse + use<R> {

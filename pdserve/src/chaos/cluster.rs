@@ -182,6 +182,12 @@ impl Site {
         Some(status_number(self.pid(role)?, "RssAnon:")? * 1024)
     }
 
+    /// Resident bytes of a role: now, and the most so far.
+    pub(super) fn resident(&self, role: &str) -> Option<(u64, u64)> {
+        let pid = self.pid(role)?;
+        Some((status_number(pid, "VmRSS:")? * 1024, status_number(pid, "VmHWM:")? * 1024))
+    }
+
     /// Open descriptors of a role.
     pub(super) fn descriptors(&self, role: &str) -> Option<usize> {
         let directory = Path::new("/proc").join(self.pid(role)?.as_raw_nonzero().to_string()).join("fd");

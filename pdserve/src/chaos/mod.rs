@@ -11,6 +11,7 @@ mod client;
 mod cluster;
 mod faults;
 mod load;
+mod mutate;
 mod proxy;
 mod soak;
 mod verdict;
@@ -32,6 +33,7 @@ use cluster::{ANNOUNCED_IP, Site};
 use load::{Question, questions};
 use verdict::{Row, Verdict};
 
+pub use mutate::mutate;
 pub use proxy::{Fault, FaultProxy};
 
 /// Hurt a cluster on this machine on purpose and print a verdict table.

@@ -16,6 +16,7 @@ use super::Drill;
 use super::cluster::Held;
 use super::faults::{CLIENTS, LEASE};
 use super::load::Tally;
+use super::mutate::mutate;
 use super::verdict::Row;
 
 /// Clients that must not notice what others do.
@@ -24,6 +25,8 @@ const BYSTANDERS: usize = 8;
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Growth of a process's own memory under steady load, once warm.
 const GROWTH_MAX: f64 = 1.0;
+/// Growth of the scheduler under mutants and unread streams.
+const ABUSE_MIB_MAX: f64 = 64.0;
 /// Descriptors that may come and go (a connection being made, a log file).
 const DESCRIPTORS_SLACK: i64 = 2;
 
@@ -40,8 +43,9 @@ impl Drill<'_> {
 
     /// Clients that leave, mutants and unread streams, all at once, beside bystanders.
     async fn abuse(&mut self) -> anyhow::Result<()> {
-        let (leavers, mutants) = (self.times(500.0).max(50), self.times(2000.0).max(200));
+        let (leavers, mutants) = (self.times(500.0).max(50), self.times(10_000.0).max(200));
         self.say(&format!("F8, A1, A8: {leavers} clients leave, {mutants} mutants, 16 streams that nobody reads"));
+        let before = self.site.resident("scheduler");
         let load = self.load(BYSTANDERS);
         let unread = self.unread_streams().await?;
         let bodies = self.mutants(mutants);
@@ -51,9 +55,16 @@ impl Drill<'_> {
         drop(unread);
         let tally = load.stop().await;
         self.settle_row("F8", format!("{leavers} clients leave in every phase, 16 never read"), &tally).await;
-        let measured = format!("{answered} of {} answered, {bad} of them with 5xx other than 503", bodies.len());
-        let (done, criterion) = (format!("{} mutated bodies", bodies.len()), "all answered, 0 5xx".to_owned());
-        let pass = answered == bodies.len() && bad == 0;
+        let grown =
+            before.zip(self.site.resident("scheduler")).map(|((before, _), (_, peak))| peak.saturating_sub(before));
+        let grown = grown.map_or(f64::INFINITY, |bytes| bytes as f64 / f64::from(1 << 20));
+        let measured = format!(
+            "{answered} of {} answered, {bad} of them with 5xx other than 503; scheduler +{grown:.0} MiB",
+            bodies.len()
+        );
+        let done = format!("{} mutated bodies", bodies.len());
+        let criterion = format!("all answered, 0 5xx, scheduler +{ABUSE_MIB_MAX} MiB at most");
+        let pass = answered == bodies.len() && bad == 0 && grown <= ABUSE_MIB_MAX;
         self.verdict.row(Row { id: "A1", done, criterion, measured, pass });
         Ok(())
     }
@@ -108,18 +119,7 @@ impl Drill<'_> {
                 self.questions.choose(&mut self.rng).map_or_else(Default::default, |asked| asked.body.clone());
             // Many a mutant is a valid request.
             body["max_tokens"] = json!(4);
-            let mut bytes = self.site.client.body(&body).into_bytes();
-            for _ in 0..self.rng.random_range(1..4) {
-                let at = self.rng.random_range(0..bytes.len().max(1));
-                let end = (at + self.rng.random_range(1..40)).min(bytes.len());
-                match self.rng.random_range(0..4) {
-                    0 => bytes.truncate(at),
-                    1 => drop(bytes.drain(at..end)),
-                    2 => bytes.extend_from_within(at.min(end)..end),
-                    _ => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << (at % 8)),
-                }
-            }
-            bodies.push(bytes);
+            bodies.push(mutate(&mut self.rng, self.site.client.body(&body).into_bytes()));
         }
         bodies
     }

@@ -48,7 +48,8 @@ fn mutate(random: &mut StdRng, body: &str) -> Vec<u8> {
     bytes
 }
 
-/// The ten thousand are in `crates/openai/src/tests/mutants.rs`, where no connection is needed for each.
+/// Thousands more go to a real process (`tests/it/memory.rs`), two thousand to the parsers alone (`crates/openai/src/tests/mutants.rs`), and
+/// ten thousand are sent by the drill.
 #[tokio::test]
 async fn a1_mutated_bodies_get_an_answer_that_is_no_5xx() {
     let cluster = Cluster::start(1, 1, |_| {}).await;

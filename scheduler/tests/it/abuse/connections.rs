@@ -9,10 +9,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use scheduler::Config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 use crate::support::client::{get, post, stream};
 use crate::support::{Cluster, PATIENCE};
@@ -44,7 +46,7 @@ async fn drip(address: SocketAddr, start: &'static [u8], drop: &'static [u8]) {
         loop {
             tokio::select! {
                 read = stream.read(&mut buffer) => if matches!(read, Ok(0) | Err(_)) { return },
-                () = tokio::time::sleep(Duration::from_millis(30)) => if stream.write_all(drop).await.is_err() { return },
+                () = tokio::time::sleep(Duration::from_millis(100)) => if stream.write_all(drop).await.is_err() { return },
             }
         }
     };
@@ -52,8 +54,16 @@ async fn drip(address: SocketAddr, start: &'static [u8], drop: &'static [u8]) {
     assert!(closed.is_ok(), "never closed after {:?}", String::from_utf8_lossy(start));
 }
 
-#[tokio::test]
-async fn a7_slow_connections_are_closed_and_nobody_else_notices() {
+/// Both ends of a thousand connections are in this process.
+fn more_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a7_a_thousand_slow_connections_are_closed_and_nobody_else_notices() {
+    more_descriptors();
     let cluster = Cluster::start_unready(1, 1, |_| {}, impatient).await;
     cluster.ready().await;
     let address = cluster.address();
@@ -69,14 +79,18 @@ async fn a7_slow_connections_are_closed_and_nobody_else_notices() {
             b"\x00\x00\x08\x06\x00\x00\x00\x00\x00pingpong",
         ),
     ];
-    let connections = (0..25).flat_map(|_| slow).map(|(start, drop)| drip(address, start, drop));
+    let connections: JoinSet<()> =
+        (0..1000).map(|number| slow[number % slow.len()]).map(|(start, more)| drip(address, start, more)).collect();
     let bystander = async {
-        for _ in 0..20 {
+        loop {
             let answer = post(address, "/v1/completions", json!({"prompt": "hello", "max_tokens": 3})).await;
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
     };
-    tokio::join!(join_all(connections), bystander);
+    tokio::select! {
+        _ = connections.join_all() => {}
+        () = bystander => {}
+    }
     idle(&cluster).await;
 }
 
