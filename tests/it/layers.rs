@@ -8,7 +8,7 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     (
         "fuzz-targets",
         "fuzz/targets",
-        &["openai", "transfer", "proto", "ranktable", "text", "engine", "worker", "types"],
+        &["openai", "transfer", "edge", "kv", "proto", "ranktable", "text", "engine", "worker", "types"],
     ),
     (
         "simulation",

@@ -7,6 +7,8 @@ mod authority;
 mod credentials;
 mod deadlines;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod paced;
 mod pinned;
 mod port;

@@ -21,9 +21,9 @@ pub const SECRET_VARIABLE: &str = "PDSERVE_CLUSTER_SECRET";
 /// First byte of a connection that proves the secret; no HTTP request begins with it.
 pub(crate) const MARK_START: u8 = MARK[0];
 
-const MARK: [u8; 8] = *b"\x01pdauth1";
-const NAME_BYTES: usize = 64;
-const NONCE_BYTES: usize = 32;
+pub(crate) const MARK: [u8; 8] = *b"\x01pdauth1";
+pub(crate) const NAME_BYTES: usize = 64;
+pub(crate) const NONCE_BYTES: usize = 32;
 /// Shortest secret taken: `openssl rand -hex 16` gives 32 characters.
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
 pub(crate) const SECRET_BYTES_MAX: u64 = 4096;

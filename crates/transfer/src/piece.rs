@@ -93,7 +93,7 @@ pub(crate) fn span(piece: &Piece) -> KvSpan {
 
 /// xxh3-64 of the payload, seeded with its header's [`seed`].
 #[cfg(any(test, feature = "fuzz"))]
-fn checksum(piece: &Piece, payload: &[u8]) -> u64 {
+pub(crate) fn checksum(piece: &Piece, payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, seed(piece))
 }
 

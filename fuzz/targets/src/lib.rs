@@ -28,9 +28,11 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "request", run: requests::request, examples: requests::examples, mutations: 400 },
+    Target { name: "secret", run: wire::secret, examples: wire::secret_examples, mutations: 1000 },
     Target { name: "control", run: wire::control, examples: wire::control_examples, mutations: 1000 },
     Target { name: "ticket", run: wire::ticket, examples: wire::ticket_examples, mutations: 1000 },
     Target { name: "kv_connection", run: wire::kv_connection, examples: wire::kv_examples, mutations: 1000 },
+    Target { name: "shared_memory", run: wire::shared_memory, examples: wire::shared_memory_examples, mutations: 1000 },
     Target { name: "rank_table", run: files::rank_table, examples: files::rank_table_examples, mutations: 100 },
     Target { name: "chat_template", run: files::chat_template, examples: files::template_examples, mutations: 300 },
     Target { name: "tokenizer", run: files::tokenizer, examples: files::tokenizer_examples, mutations: 100 },

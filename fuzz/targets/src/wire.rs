@@ -1,7 +1,8 @@
-//! What other processes send: control messages, tickets and KV frames.
+//! What other processes send: proofs, control messages, tickets, KV frames and memory.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use kv::{KvDtype, KvLayout, KvStore};
 use prost::Message;
 use proto::control::{Cancel, Generate, Key, Prefill, Reserve, SchedulerMessage, Tokens, WorkerMessage};
 use proto::control::{scheduler_message as down, worker_message as up};
@@ -12,6 +13,31 @@ use worker::fake::{FakeEngine, spec};
 /// What waits is over at once: all input is there.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime without sockets"));
+
+/// Memory that a peer of the host may map, as engines have it.
+static MEMORY: LazyLock<Arc<dyn KvStore>> = LazyLock::new(|| {
+    let layout = KvLayout { layers: 2, kv_heads: 2, head_dim: 2, dtype: KvDtype::F32, block_size: 4, blocks: 8 };
+    engine::kv_memory(layout).expect("a few kilobytes of memory")
+});
+
+/// The exchange before anything else is read on a control or KV port with a cluster secret.
+pub(crate) fn secret(bytes: &[u8]) -> bool {
+    RUNTIME.block_on(edge::fuzz::exchange(bytes)).expect("the secret is long enough")
+}
+
+pub(crate) fn secret_examples() -> Vec<Vec<u8>> {
+    vec![edge::fuzz::exchange_example()]
+}
+
+/// The memory that a peer hands over, what its hello says of it, and a piece that lies there.
+pub(crate) fn shared_memory(bytes: &[u8]) -> bool {
+    let _entered = RUNTIME.enter();
+    transfer::fuzz::shared_memory(bytes, MEMORY.clone())
+}
+
+pub(crate) fn shared_memory_examples() -> Vec<Vec<u8>> {
+    vec![transfer::fuzz::shared_memory_example(&**MEMORY)]
+}
 
 /// The same bytes as a message of either direction, and what is made of it.
 pub(crate) fn control(bytes: &[u8]) -> bool {

@@ -99,7 +99,8 @@ fn send_file(stream: &tokio::net::UnixStream, file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn receive_file(stream: &tokio::net::UnixStream) -> io::Result<File> {
+/// The file that comes with the next byte; whatever else comes is closed.
+pub(crate) fn receive_file(stream: impl AsFd) -> io::Result<File> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
