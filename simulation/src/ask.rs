@@ -13,6 +13,10 @@ pub(crate) struct Ask {
     /// When it is sent.
     pub(crate) at: Duration,
     pub(crate) prompt: Vec<TokenId>,
+    /// What a chat says, of which the prompt is made; otherwise the prompt's tokens are sent.
+    pub(crate) message: Option<String>,
+    pub(crate) presence_penalty: f32,
+    pub(crate) logprobs: bool,
     pub(crate) choices: u32,
     pub(crate) max_tokens: u32,
     pub(crate) seed: u64,
@@ -29,6 +33,8 @@ pub(crate) struct Ask {
 pub(crate) struct Text {
     pub(crate) text: String,
     pub(crate) tokens: Vec<TokenId>,
+    /// In hundredths, if they were asked for.
+    pub(crate) logprobs: Vec<i64>,
     pub(crate) finish: Option<String>,
 }
 
@@ -49,11 +55,22 @@ pub(crate) struct Seen {
 }
 
 impl Ask {
+    pub(crate) fn path(&self) -> &'static str {
+        if self.message.is_some() { "/v1/chat/completions" } else { "/v1/completions" }
+    }
+
     pub(crate) fn body(&self) -> Value {
         let mut body = json!({
-            "model": crate::model::NAME, "prompt": self.prompt, "n": self.choices, "max_tokens": self.max_tokens,
-            "seed": self.seed, "stream": self.stream, "return_token_ids": true,
+            "model": crate::model::NAME, "n": self.choices, "max_tokens": self.max_tokens, "seed": self.seed,
+            "presence_penalty": self.presence_penalty, "stream": self.stream, "return_token_ids": true,
         });
+        match &self.message {
+            Some(message) => body["messages"] = json!([{"role": "user", "content": message}]),
+            None => body["prompt"] = json!(self.prompt),
+        }
+        if self.logprobs {
+            body["logprobs"] = if self.message.is_some() { json!(true) } else { json!(1) };
+        }
         if self.stream {
             body["stream_options"] = json!({"include_usage": true});
         }
@@ -68,7 +85,12 @@ impl Ask {
             prompt: self.prompt.as_slice().into(),
             output: Vec::new(),
             choices: 0..self.choices,
-            sampling: SamplingParams { max_tokens: self.max_tokens, seed: self.seed, ..SamplingParams::default() },
+            sampling: SamplingParams {
+                max_tokens: self.max_tokens,
+                seed: self.seed,
+                presence_penalty: self.presence_penalty,
+                ..SamplingParams::default()
+            },
             cache_salt: Vec::new(),
         }
     }
@@ -85,9 +107,13 @@ impl Ask {
         let shown = if ended == Some(FinishReason::Stop) { &tokens[..tokens.len() - 1] } else { &tokens[..] };
         let whole = tokenizer.decode(shown, true);
         let hit = self.stop.as_ref().and_then(|stop| whole.find(stop.as_str()).map(|at| (at, stop)));
+        let logprobs = |count: usize| match self.logprobs {
+            true => sampled[..count].iter().map(|token| hundredths(token.logprob.into())).collect(),
+            false => Vec::new(),
+        };
         let Some((at, stop)) = hit else {
             let finish = if ended == Some(FinishReason::Stop) { "stop" } else { "length" };
-            return Text { text: whole, tokens, finish: Some(finish.into()) };
+            return Text { text: whole, logprobs: logprobs(tokens.len()), tokens, finish: Some(finish.into()) };
         };
         // The first token after which the stop string is certain.
         let certain = |count: &usize| {
@@ -95,6 +121,16 @@ impl Ask {
             so_far.get(..at + stop.len()).is_some_and(|text| text.ends_with(stop.as_str()))
         };
         let count = (1..=shown.len()).find(certain).unwrap_or(shown.len());
-        Text { text: whole[..at].to_owned(), tokens: tokens[..count].to_vec(), finish: Some("stop".into()) }
+        Text {
+            text: whole[..at].to_owned(),
+            tokens: tokens[..count].to_vec(),
+            logprobs: logprobs(count),
+            finish: Some("stop".into()),
+        }
     }
+}
+
+/// As a number that survives being written as JSON.
+pub(crate) fn hundredths(logprob: f64) -> i64 {
+    (logprob * 100.0).round() as i64
 }

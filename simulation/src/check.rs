@@ -15,6 +15,9 @@ use crate::plan::Place;
 /// is gone (asked after 2 s, given up 5 s later), and the slowest links take 1.5 s. Giving back takes no time once that is known.
 const RECLAIM_MAX: Duration = Duration::from_secs(9);
 
+/// A hand-over whose cancel was lost goes on until its lease ends.
+const LEASE: Duration = Duration::from_secs(11);
+
 /// Something that must never be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
@@ -22,11 +25,18 @@ pub struct Violation(pub String);
 /// Holders of blocks, and since when their request has been over.
 #[derive(Default)]
 pub(crate) struct Ledgers {
+    /// A holder may be so late.
+    late_max: Duration,
     /// By place, life of its process, request and epoch.
     over_since: BTreeMap<(Place, u32, String, u32), Duration>,
 }
 
 impl Ledgers {
+    pub(crate) fn new(cancels_lost: bool) -> Self {
+        let late_max = if cancels_lost { RECLAIM_MAX + LEASE } else { RECLAIM_MAX };
+        Self { late_max, ..Self::default() }
+    }
+
     /// Looks at every worker that runs: sums are right, and nobody holds blocks for a request that has long been over.
     pub(crate) fn check(
         &mut self,
@@ -49,7 +59,7 @@ impl Ledgers {
             }
         }
         self.over_since = held.iter().map(|(id, (since, _))| (id.clone(), *since)).collect();
-        let overdue = held.iter().find(|(_, (since, _))| now - *since > RECLAIM_MAX);
+        let overdue = held.iter().find(|(_, (since, _))| now - *since > self.late_max);
         overdue.map_or(Ok(()), |((place, _, request, epoch), (since, phase))| {
             let phase: &Phase = phase;
             Err(Violation(format!(
@@ -141,7 +151,9 @@ fn is_refusal(seen: &Seen) -> bool {
 /// How what was seen of a choice is no beginning of what it must be, or not all of it although it says so.
 fn differs(found: &Text, expected: &Text) -> Option<String> {
     let whole = found.finish.is_some();
-    let starts = expected.text.starts_with(&found.text) && expected.tokens.starts_with(&found.tokens);
+    let starts = expected.text.starts_with(&found.text)
+        && expected.tokens.starts_with(&found.tokens)
+        && expected.logprobs.starts_with(&found.logprobs);
     let right = if whole { found == expected } else { starts };
     (!right).then(|| format!("found {found:?}, expected {expected:?}"))
 }

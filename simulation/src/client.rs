@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use types::TokenId;
 
-use crate::ask::{Ask, Seen, Text};
+use crate::ask::{Ask, Seen, Text, hundredths};
 
 /// A client that waits for ever finds nothing; longer than anything the cluster may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +23,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The request's own id, as the ledgers of the workers show it.
 pub(crate) fn request_id(number: usize) -> String {
     format!("ask{number}")
+}
+
+/// Which ask a request's name on a worker belongs to; canaries are the scheduler's own.
+pub(crate) fn ask_of(request: &str) -> Option<usize> {
+    // A completion's prompts and choices have endings of their own, and a prefix may tell the endpoint.
+    let digits = request.split("ask").nth(1)?;
+    digits.split(|part: char| !part.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Lives the client of `ask`. Its clock began when the world's did.
@@ -41,7 +48,7 @@ pub(crate) async fn live(number: usize, ask: Ask, scheduler: SocketAddr, seen: A
 async fn exchange(number: usize, ask: &Ask, scheduler: SocketAddr, seen: &Mutex<Seen>) -> Result<(), String> {
     let stream = TcpStream::connect(scheduler).await.map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let request = Request::post("/v1/completions").header("host", "sim").header("content-type", "application/json");
+    let request = Request::post(ask.path()).header("host", "sim").header("content-type", "application/json");
     let request =
         request.header("x-request-id", request_id(number)).body(Full::new(Bytes::from(ask.body().to_string())));
     let request = request.map_err(|error| error.to_string())?;
@@ -112,9 +119,11 @@ impl Seen {
                 self.choices.resize(index + 1, Text::default());
             }
             let text = &mut self.choices[index];
-            text.text += choice["text"].as_str().unwrap_or_default();
+            let said = ["delta", "message"].map(|part| choice[part]["content"].as_str());
+            text.text += choice["text"].as_str().or(said[0]).or(said[1]).unwrap_or_default();
             let ids = choice["token_ids"].as_array().into_iter().flatten();
             text.tokens.extend(ids.map(|id| id.as_u64().unwrap_or(u64::MAX) as TokenId));
+            text.logprobs.extend(logprobs(&choice["logprobs"]));
             match (choice["finish_reason"].as_str(), &text.finish) {
                 (Some(reason), None) => text.finish = Some(reason.to_owned()),
                 (Some(reason), Some(before)) => self.errors.push(format!("finished twice: {before}, {reason}")),
@@ -126,4 +135,11 @@ impl Seen {
             self.usage = Some((count("prompt_tokens"), count("completion_tokens")));
         }
     }
+}
+
+/// Of the tokens of a chunk, whichever endpoint it is of.
+fn logprobs(of_choice: &Value) -> impl Iterator<Item = i64> {
+    let completion = of_choice["token_logprobs"].as_array().into_iter().flatten();
+    let chat = of_choice["content"].as_array().into_iter().flatten().map(|token| &token["logprob"]);
+    completion.chain(chat).map(|logprob| hundredths(logprob.as_f64().unwrap_or(f64::NAN)))
 }

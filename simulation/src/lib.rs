@@ -13,11 +13,15 @@
 mod ask;
 mod check;
 mod client;
+mod control;
+mod grpc;
 mod host;
+mod links;
 mod model;
 mod plan;
 mod run;
 mod tamper;
+mod witness;
 
 pub use check::Violation;
 pub use model::model_dir;

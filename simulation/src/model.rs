@@ -9,6 +9,9 @@ use worker::fake::VOCAB;
 /// Name under which it is served.
 pub(crate) const NAME: &str = "fake";
 
+/// A conversation is what was said in it.
+const TEMPLATE: &str = "{% for message in messages %}{{ message.content }}{% endfor %}";
+
 /// A model directory without a model. Token 0 ends a text; a third of the others are parts of characters.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ pub fn model_dir() -> anyhow::Result<TempDir> {
     });
     let write = |name: &str, content: Value| std::fs::write(directory.path().join(name), content.to_string());
     write("tokenizer.json", tokenizer)?;
-    write("tokenizer_config.json", json!({"eos_token": "<|end|>"}))?;
+    write("tokenizer_config.json", json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}))?;
     write("config.json", json!({"max_position_embeddings": worker::fake::MAX_MODEL_LEN}))?;
     Ok(directory)
 }

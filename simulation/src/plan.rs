@@ -12,6 +12,7 @@ use types::TokenId;
 use worker::fake::{MAX_MODEL_LEN, Pace, Size, VOCAB};
 
 use crate::ask::Ask;
+use crate::control::Mischief;
 use crate::tamper::Damage;
 
 /// Faults begin after this and have all ended by `CALM`.
@@ -39,6 +40,7 @@ pub struct Plan {
     /// In order of time.
     pub(crate) faults: Vec<(Duration, Fault)>,
     pub(crate) damage: Damage,
+    pub(crate) mischief: Mischief,
     pub(crate) sabotage: Option<Sabotage>,
 }
 
@@ -144,6 +146,7 @@ impl Plan {
             asks: Vec::new(),
             faults: Vec::new(),
             damage: Damage::default(),
+            mischief: Mischief::default(),
             sabotage: None,
         };
         // A prompt with its answer must fit.
@@ -151,6 +154,9 @@ impl Plan {
         plan.size.blocks = plan.size.blocks.max(blocks_needed);
         if tcp && random.random_bool(0.5) {
             plan.damage = Damage::draw(random);
+        }
+        if random.random_bool(0.7) {
+            plan.mischief = Mischief::draw(random, tcp);
         }
         plan.draw_asks(random, tokenizer);
         plan.draw_faults(random);
@@ -187,7 +193,7 @@ impl Plan {
         let well = |place: &Place| !touched.contains(place);
         let prefills = (0..self.prefills).map(Place::Prefill).any(|place| well(&place));
         let decodes = (0..self.decodes).map(Place::Decode).any(|place| well(&place));
-        prefills && decodes && well(&Place::Scheduler) && !self.damage.any()
+        prefills && decodes && well(&Place::Scheduler) && !self.damage.any() && self.mischief.cancels_lost == 0
     }
 
     fn draw_asks(&mut self, random: &mut StdRng, tokenizer: &Tokenizer) {
@@ -197,12 +203,17 @@ impl Plan {
         for number in 0..count + CALM_ASKS {
             let calm = number >= count;
             let prompt_len = random.random_range(1..=60);
+            let prompt = pick(random, &families)[..prompt_len].to_vec();
+            let (message, prompt) = said(prompt, random.random_bool(0.3), tokenizer);
             let mut ask = Ask {
                 at: match calm {
                     false => Duration::from_millis(random.random_range(1..8000)),
                     true => CALM + SETTLE + Duration::from_millis(200 * number as u64),
                 },
-                prompt: pick(random, &families)[..prompt_len].to_vec(),
+                prompt,
+                message,
+                presence_penalty: if random.random_bool(0.3) { 0.5 } else { 0.0 },
+                logprobs: random.random_bool(0.3),
                 choices: if random.random_bool(0.2) { random.random_range(2..=3) } else { 1 },
                 max_tokens: random.random_range(1..=MAX_MODEL_LEN - 61),
                 seed: random.random::<u32>().into(),
@@ -264,6 +275,17 @@ impl Plan {
     }
 }
 
+/// A prompt as tokens, or as a message that a chat makes tokens of.
+fn said(prompt: Vec<TokenId>, chat: bool, tokenizer: &Tokenizer) -> (Option<String>, Vec<TokenId>) {
+    if !chat {
+        return (None, prompt);
+    }
+    let letter = |token: &TokenId| char::from(b'A' + (token % 26) as u8);
+    let message: String = prompt.iter().map(letter).collect();
+    let prompt = tokenizer.encode(&message, true).expect("letters are tokens");
+    (Some(message), prompt)
+}
+
 /// A piece of what the first choice says, so that it really ends there.
 fn stop_string(random: &mut StdRng, ask: &Ask, tokenizer: &Tokenizer) -> Option<String> {
     let text = ask.expected(tokenizer).into_iter().next()?.text;
@@ -271,6 +293,10 @@ fn stop_string(random: &mut StdRng, ask: &Ask, tokenizer: &Tokenizer) -> Option<
     let from = random.random_range(0..chars.len().max(1));
     let stop: String = chars.iter().skip(from).take(random.random_range(1..=3)).collect();
     (!stop.is_empty() && !stop.contains(char::REPLACEMENT_CHARACTER)).then_some(stop)
+}
+
+pub(crate) fn pick_of_thousand(random: &mut StdRng, of_thousand: u32) -> bool {
+    random.random_range(0..1000) < of_thousand
 }
 
 pub(crate) fn pick<'a, T>(random: &mut StdRng, from: &'a [T]) -> &'a T {

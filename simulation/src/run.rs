@@ -10,7 +10,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use kv::{BlockRef, Owner, Phase};
-use net::sim::{Network, Tamper, Tampering};
+use net::sim::Network;
 use parking_lot::Mutex;
 use scheduler::{LocalPrefill, Target};
 use text::Tokenizer;
@@ -18,13 +18,14 @@ use types::{RequestKey, Role as Kind};
 
 use crate::ask::Seen;
 use crate::check::{self, Ended, Ledgers, May, Violation};
-use crate::client::{self, PATIENCE, request_id};
+use crate::client::{self, PATIENCE, ask_of, request_id};
 use crate::host::{Host, Role};
+use crate::links::tampering;
 use crate::plan::{Fault, Place, Plan, Sabotage};
-use crate::tamper::{Frames, Twice};
+use crate::witness::Witness;
 
-const PORT: u16 = 8000;
-const KV_PORT: u16 = 8001;
+pub(crate) const PORT: u16 = 8000;
+pub(crate) const KV_PORT: u16 = 8001;
 /// How often ledgers are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// After the last request: leases run out, hand-overs are given up.
@@ -65,6 +66,7 @@ struct World {
     hosts: Vec<Host>,
     now: Duration,
     seen: Vec<Arc<Mutex<Seen>>>,
+    witness: Witness,
     ledgers: Ledgers,
     damage_over: Arc<AtomicBool>,
     mild: bool,
@@ -89,7 +91,9 @@ pub fn run(plan: Plan, model: &Path) -> Result<Outcome, Violation> {
 impl World {
     fn new(plan: Plan, model: &Path, tokenizer: Tokenizer) -> Result<Self, Violation> {
         let (network, damage_over) = (Network::new(plan.seed), Arc::new(AtomicBool::new(false)));
-        network.tamper(tampering(&plan, &damage_over));
+        let seen: Vec<Arc<Mutex<Seen>>> = plan.asks.iter().map(|_| Arc::default()).collect();
+        let witness = Witness::new(&seen);
+        network.tamper(Some(tampering(&plan, witness.clone(), &damage_over)));
         let places = plan.places();
         for &one in &places {
             for &other in &places {
@@ -98,7 +102,7 @@ impl World {
             }
         }
         let hosts = places.iter().map(|&place| Host::new(place, &network)).collect();
-        let seen = plan.asks.iter().map(|_| Arc::default()).collect();
+        let ledgers = Ledgers::new(plan.mischief.cancels_lost > 0);
         let mut world = Self {
             mild: plan.is_mild(),
             plan,
@@ -108,7 +112,8 @@ impl World {
             hosts,
             now: Duration::ZERO,
             seen,
-            ledgers: Ledgers::default(),
+            witness,
+            ledgers,
             damage_over,
             scheduler_gone: Vec::new(),
         };
@@ -169,15 +174,17 @@ impl World {
                 let mut ledgers = std::mem::take(&mut self.ledgers);
                 ledgers.check(self.now, &self.hosts, |request| self.is_over(request))?;
                 self.ledgers = ledgers;
+                if let Some(wrong) = self.witness.wrong() {
+                    return Err(Violation(wrong));
+                }
             }
         }
         Ok(())
     }
 
-    /// Whether the request of a ledger's line is over for its client. Canaries are the scheduler's own.
+    /// Whether the request of a ledger's line is over for its client.
     fn is_over(&self, request: &str) -> bool {
-        let number = request.strip_prefix("ask").and_then(|rest| rest.split('-').next()?.parse::<usize>().ok());
-        number.and_then(|number| self.seen.get(number)).is_some_and(|seen| seen.lock().over.is_some())
+        ask_of(request).and_then(|number| self.seen.get(number)).is_some_and(|seen| seen.lock().over.is_some())
     }
 
     fn apply(&mut self, fault: Fault) -> Result<(), Violation> {
@@ -268,18 +275,6 @@ impl World {
             clients.expect("every plan has clients").spawn(client);
         }
     }
-}
-
-fn tampering(plan: &Plan, over: &Arc<AtomicBool>) -> Option<Tampering> {
-    let (damage, seed, over) = (plan.damage, plan.seed, over.clone());
-    if plan.sabotage == Some(Sabotage::Double) {
-        let to_client = |to: SocketAddr| to.ip() == Place::Clients.address();
-        return Some(Box::new(move |_, to| to_client(to).then(|| Box::new(Twice) as Box<dyn Tamper>)));
-    }
-    let frames = move |from, to: SocketAddr| {
-        (to.port() == KV_PORT).then(|| Box::new(Frames::new(damage, seed, from, over.clone())) as Box<dyn Tamper>)
-    };
-    damage.any().then(|| Box::new(frames) as Tampering)
 }
 
 fn scheduler_config(plan: &Plan, model: &Path) -> scheduler::Config {

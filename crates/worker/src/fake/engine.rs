@@ -267,7 +267,11 @@ fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
         let top = candidates(digest, 2 * beam.width as usize);
         return SampledToken { choice: ask.choice, id: top[0].0, position, logprob: top[0].1, top, finish: None };
     }
-    let random = mix(mix(digest, ask.params.seed), u64::from(ask.choice) << 32 | u64::from(position));
+    let mut random = mix(mix(digest, ask.params.seed), u64::from(ask.choice) << 32 | u64::from(position));
+    if ask.params.presence_penalty != 0.0 {
+        // What counts as output matters, too.
+        random = ask.output.iter().fold(random, |random, token| mix(random, u64::from(*token)));
+    }
     let id = (random % u64::from(VOCAB)) as TokenId;
     let full =
         position + 1 >= ask.params.max_tokens || ask.prompt.len() + ask.output.len() + 1 >= MAX_MODEL_LEN as usize;
@@ -275,7 +279,8 @@ fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
         0 => Some(FinishReason::Stop),
         _ => full.then_some(FinishReason::Length),
     };
-    SampledToken { choice: ask.choice, id, position, logprob: 0.0, top: Vec::new(), finish }
+    let logprob = -((random >> 32) as u16 as f32) / 100.0;
+    SampledToken { choice: ask.choice, id, position, logprob, top: Vec::new(), finish }
 }
 
 /// A spec over the pretended vocabulary. Prompts of one `family` are prefixes of each other.
