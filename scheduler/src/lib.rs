@@ -101,6 +101,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let template = ChatTemplate::load(&config.model)?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}; is the port in use?", config.listen))?;
+    net::backlog(&listener, config.bounds.port.connections)?;
     let address = listener.local_addr()?;
     let cluster = Arc::new(Cluster::new(&config));
     let mut keepers = JoinSet::new();

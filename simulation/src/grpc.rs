@@ -112,7 +112,9 @@ mod tests {
         let (mut data, mut kinds) = (Vec::new(), Vec::new());
         while let Some(frame) = take_frame(&mut wire) {
             kinds.push(frame[3]);
-            data.extend((frame[3] == DATA).then(|| frame[HEAD_BYTES..].to_vec()).unwrap_or_default());
+            if frame[3] == DATA {
+                data.extend(&frame[HEAD_BYTES..]);
+            }
         }
         assert!(wire.is_empty());
         (std::iter::from_fn(|| take_message(&mut data)).collect(), kinds)

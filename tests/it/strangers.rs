@@ -89,8 +89,9 @@ async fn a11_wrong_papers_are_refused_cost_little_and_are_logged_once_per_peer_a
         heard.push(hear(connect([127, 0, 0, 2], to).await, port).await);
         strangers += heard.len() as u64;
         for heard in heard {
-            let heard = String::from_utf8_lossy(&heard);
-            assert!(heard.is_empty() || port == Port::Worker && heard.contains("grpc-status: 16"), "{to}: {heard}");
+            // At most an alert of TLS.
+            let told = String::from_utf8_lossy(&heard);
+            assert!(heard.len() <= 7 || port == Port::Worker && told.contains("grpc-status: 16"), "{to}: {told}");
         }
     }
     assert_eq!(cluster.client().post("/v1/completions", &question).await.text(), answer, "the cluster serves on");

@@ -50,6 +50,13 @@ impl TcpListener {
         }
     }
 
+    pub(crate) fn real(&self) -> Option<&net::TcpListener> {
+        match self {
+            Self::Real(listener) => Some(listener),
+            Self::Sim(_) => None,
+        }
+    }
+
     /// As [`net::TcpListener::local_addr`].
     ///
     /// # Errors

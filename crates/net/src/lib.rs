@@ -36,6 +36,17 @@ pub fn send_buffer(stream: &TcpStream, bytes: usize) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?)
 }
 
+/// Lets so many connections wait to be accepted: a burst of clients. Of the 128 that is usual the kernel turns the rest away for a second,
+/// or forgets them.
+///
+/// # Errors
+/// What the operating system says against it.
+pub fn backlog(listener: &TcpListener, connections: usize) -> io::Result<()> {
+    #[cfg(feature = "sim")]
+    let Some(listener) = listener.real() else { return Ok(()) };
+    Ok(rustix::net::listen(listener, i32::try_from(connections).unwrap_or(i32::MAX))?)
+}
+
 /// Sets TCP keep-alive.
 ///
 /// # Errors

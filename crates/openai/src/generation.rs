@@ -116,6 +116,11 @@ impl Generation {
         Ok(())
     }
 
+    /// Whether a prompt may be longer than what is read of it.
+    pub fn truncates(&self) -> bool {
+        self.truncation.is_some()
+    }
+
     /// The part of a prompt that the client wants to be read.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ use crate::{Detokenizer, Error};
 /// The largest `tokenizer.json` that is read. The largest of a published model is below 40 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
+/// How much shorter normalising may make a text: composed characters have up to three times fewer bytes.
+const SHRINK_MAX: usize = 4;
+
 /// A loaded `tokenizer.json`. Clones share it.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -21,6 +24,8 @@ struct Inner {
     tokenizer: tokenizers::Tokenizer,
     chain: Chain,
     vocab_size: usize,
+    /// Bytes of the longest token, at least.
+    token_bytes_max: usize,
 }
 
 impl Tokenizer {
@@ -42,9 +47,16 @@ impl Tokenizer {
         tokenizer.with_truncation(None).map_err(|error| Error::Encode(error.to_string()))?;
         tokenizer.with_padding(None);
         let chain = Chain::new(tokenizer.get_decoder())?;
-        let highest = tokenizer.get_vocab(true).into_values().max();
-        let vocab_size = highest.map_or(0, |id| id as usize + 1);
-        Ok(Self(Arc::new(Inner { tokenizer, chain, vocab_size })))
+        let vocab = tokenizer.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+        let token_bytes_max = vocab.keys().map(String::len).max().unwrap_or(0).max(1);
+        Ok(Self(Arc::new(Inner { tokenizer, chain, vocab_size, token_bytes_max })))
+    }
+
+    /// Whether a text of so many bytes is more than `tokens` tokens, whatever it says: known without encoding it, which takes a hundred
+    /// times the text's memory.
+    pub fn is_more_than(&self, bytes: usize, tokens: u32) -> bool {
+        bytes / SHRINK_MAX / self.0.token_bytes_max > tokens as usize
     }
 
     /// Token ids of `text`; `add_special` adds what the model's post-processor adds (BOS mostly).

@@ -14,7 +14,7 @@ use text::{ChatTemplate, Message, ReasoningParser, RenderOptions};
 use tokio::time::Instant;
 use types::TokenId;
 
-use super::generate::{Generating, Order, answer, off_loop};
+use super::generate::{Generating, Order, answer, check_length, off_loop};
 use super::reading::Reading;
 use super::sse::{self, Shape};
 use super::{Api, Caller, json, unix_seconds};
@@ -52,7 +52,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     let reading = Reading::new(&api.dialect, tools.as_ref(), include_reasoning)?;
     let last = conversation.messages.last().filter(|last| echo && last.role == "assistant");
     let echo = last.and_then(|last| last.content.clone()).unwrap_or_default();
-    let Prompt { tokens, thoughts } = prompt(api, body.len(), conversation).await?;
+    let Prompt { tokens, thoughts } = prompt(api, body.len(), conversation, !generation.truncates()).await?;
     let order = Order {
         caller,
         kind: "chatcmpl-",
@@ -68,8 +68,8 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     Ok((api.launch(order).await?, Answering { echo, reading }))
 }
 
-/// The conversation in the words of a chat template, tokenised.
-pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Result<Prompt, ApiError> {
+/// The conversation in the words of a chat template, tokenised; `whole`: refused if it cannot fit into the context.
+pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation, whole: bool) -> Result<Prompt, ApiError> {
     let template = template(api, chat.chat_template.as_deref())?;
     let (tokenizer, dialect) = (api.tokenizer.clone(), api.dialect.clone());
     let options = RenderOptions {
@@ -82,8 +82,10 @@ pub(super) async fn prompt(api: &Api, bytes: usize, chat: Conversation) -> Resul
     };
     let messages: Vec<Message> = chat.messages.into_iter().map(message).collect();
     let refused = |error: text::Error| ApiError::bad_request(error.to_string());
+    let context = api.max_model_len().filter(|_| whole);
     let prompt = off_loop(bytes, move || {
         let text = template.render(&messages, &options).map_err(refused)?;
+        check_length(&tokenizer, "messages", text.len(), context)?;
         let tokens = tokenizer.encode(&text, chat.add_special_tokens).map_err(refused)?;
         Ok(Prompt { tokens, thoughts: dialect.thoughts(&text) })
     });

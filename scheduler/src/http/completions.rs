@@ -14,7 +14,7 @@ use text::Tokenizer;
 use tokio::time::Instant;
 use types::TokenId;
 
-use super::generate::{Generating, Order, answer, off_loop};
+use super::generate::{Generating, Order, answer, check_length, off_loop};
 use super::sse::{self, Shape};
 use super::{Api, Caller, json};
 use crate::answer::Piece;
@@ -36,7 +36,12 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     api.check_model(completion.generation.model.as_deref())?;
     let ValidCompletion { generation, prompts, echo, add_special_tokens } = completion;
     let facts = api.facts();
-    prompts.iter().try_for_each(|prompt| prompt.check_vocabulary("prompt", &facts))?;
+    for prompt in &prompts {
+        prompt.check_vocabulary("prompt", &facts)?;
+        if let (Prompt::Text(text), false) = (prompt, generation.truncates()) {
+            check_length(&api.tokenizer, "prompt", text.len(), api.max_model_len())?;
+        }
+    }
     let (tokenizer, skip_special) = (api.tokenizer.clone(), generation.skip_special_tokens);
     let (prompts, texts) = off_loop(body.len(), move || {
         let pairs = prompts.into_iter().map(|prompt| tokenise(&tokenizer, prompt, add_special_tokens, skip_special));

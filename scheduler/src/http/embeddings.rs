@@ -38,7 +38,9 @@ async fn start(
     let EmbeddingsRequest { generation, source, answer } = EmbeddingsRequest::read(&body, &api.bounds.request)?;
     api.check_model(generation.model.as_deref())?;
     let prompts = match source {
-        EmbeddingsSource::Messages(conversation) => vec![chat::prompt(api, body.len(), *conversation).await?.tokens],
+        EmbeddingsSource::Messages(conversation) => {
+            vec![chat::prompt(api, body.len(), *conversation, false).await?.tokens]
+        }
         EmbeddingsSource::Inputs { inputs, add_special_tokens } => {
             let facts = api.facts();
             inputs.iter().try_for_each(|input| input.check_vocabulary("input", &facts))?;

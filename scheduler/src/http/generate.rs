@@ -13,7 +13,7 @@ use kv::ChainRoot;
 use openai::{ApiError, ErrorKind, Generation, Head, ModelFacts, PromptToken, StreamOptions, Structured, Usage};
 use telemetry::Outcome;
 use text::{GrammarError, ReasoningParser, Tokenizer};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use types::{Pooling, RequestId, SamplingParams, TokenId};
 
@@ -25,6 +25,9 @@ use crate::request::{Request, RequestError, serve};
 
 /// Texts up to this are tokenised on the spot; longer ones would hold up everyone else's tokens.
 const INLINE_BYTES: usize = 4096;
+
+/// Above this, texts wait for each other.
+const LONG_BYTES: usize = 256 << 10;
 
 /// What a client asked for, tokenised.
 pub(super) struct Order {
@@ -365,6 +368,26 @@ pub(super) async fn answer<S>(
     answered.unwrap_or_else(|error| error::response(&error))
 }
 
+/// # Errors
+/// The text can never fit into the context of so many tokens, if there is one; it need not be encoded to know that.
+pub(super) fn check_length(
+    tokenizer: &Tokenizer,
+    field: &str,
+    bytes: usize,
+    context: Option<u32>,
+) -> Result<(), ApiError> {
+    match context.filter(|&tokens| tokenizer.is_more_than(bytes, tokens)) {
+        None => Ok(()),
+        Some(tokens) => {
+            let message = format!("{field}: {bytes} bytes of text are more than the context's {tokens} tokens can be");
+            Err(ApiError::bad_field(field, message))
+        }
+    }
+}
+
+/// Long texts that are worked on at once: encoding takes a hundred times their memory.
+static LONG_TEXTS: Semaphore = Semaphore::const_new(2);
+
 /// Runs text work where it holds up nobody.
 pub(super) async fn off_loop<T: Send + 'static>(
     bytes: usize,
@@ -374,7 +397,10 @@ pub(super) async fn off_loop<T: Send + 'static>(
         return work();
     }
     let internal = |_| ApiError::new(ErrorKind::Internal, "internal error");
-    tokio::task::spawn_blocking(work).await.map_err(internal)?
+    let waited = if bytes > LONG_BYTES { LONG_TEXTS.acquire().await.ok() } else { None };
+    let done = tokio::task::spawn_blocking(work).await.map_err(internal);
+    drop(waited);
+    done?
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
         asked.go_on_from(&earlier.messages, &api.bounds.request)?;
     }
     let reading = Reading::new(&api.dialect, asked.tools.as_ref(), true)?;
-    let Prompt { tokens, thoughts } = chat::prompt(api, body.len(), asked.conversation()).await?;
+    let Prompt { tokens, thoughts } = chat::prompt(api, body.len(), asked.conversation(), false).await?;
     let ResponsesRequest { mut generation, messages, tools, store, repeated, .. } = asked;
     // An id that a client or a proxy says twice must not replace an answer that is kept.
     generation.request_id.get_or_insert_with(|| uuid::Uuid::new_v4().simple().to_string());

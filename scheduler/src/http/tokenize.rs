@@ -30,7 +30,7 @@ async fn tokens(api: &Api, request: Request<Body>) -> Result<TokenizeResponse, A
     api.check_model(model.as_deref())?;
     let tokenizer = api.tokenizer.clone();
     let tokens = match source {
-        Source::Messages(conversation) => chat::prompt(api, body.len(), *conversation).await?.tokens,
+        Source::Messages(conversation) => chat::prompt(api, body.len(), *conversation, false).await?.tokens,
         Source::Prompt { text, add_special_tokens } => {
             let encode = move || tokenizer.encode(&text, add_special_tokens);
             let encode = move || encode().map_err(|error| ApiError::bad_field("prompt", error.to_string()));
