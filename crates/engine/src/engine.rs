@@ -23,6 +23,7 @@ use crate::{
 
 /// A model with its KV memory, ready to step.
 pub struct Engine {
+    isa: Isa,
     identity: ModelIdentity,
     limits: Limits,
     memory: MemoryPlan,
@@ -73,6 +74,7 @@ impl Engine {
         }
         report(LoadStage::Done, total_bytes);
         Ok(Engine {
+            isa,
             limits: limits(config, memory.blocks),
             bounds: bounds(config, &model, &memory, max_model_len),
             identity,
@@ -104,6 +106,11 @@ impl Engine {
     /// The KV of all ranks together; may be read and written from other threads while a step runs.
     pub fn kv_store(&self) -> Arc<dyn KvStore> {
         self.store.clone()
+    }
+
+    /// What instructions the arithmetic runs on, and why not on better ones.
+    pub fn instructions(&self) -> String {
+        self.isa.describe()
     }
 
     pub fn memory(&self) -> MemoryPlan {

@@ -6,9 +6,11 @@
 #![expect(unsafe_code, reason = "kernels over Simd; contracts stand at each")]
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::quant::dot::{self, Dot, DotKernel};
+use crate::quant::tiles::{self, ROW_BYTES, SIDE, Tiles};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
 
@@ -36,11 +38,12 @@ pub fn fma_peak(isa: Isa, pool: &Pool) -> f64 {
 /// Integer operations per second (a multiplication and an addition each) of products of bytes that stay in registers, all threads
 /// together.
 pub fn dot_peak(isa: Isa, pool: &Pool) -> f64 {
+    let products = AtomicUsize::new(0);
     let start = Instant::now();
     pool.run(pool.threads(), |_| {
-        dot::run(isa, DotChains { steps: DOT_STEPS });
+        products.fetch_add(dot::run(isa, DotChains { steps: DOT_STEPS }), Ordering::Relaxed);
     });
-    (2 * dot::PRODUCTS * CHAINS * DOT_STEPS * pool.threads()) as f64 / start.elapsed().as_secs_f64()
+    (2 * products.into_inner()) as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Bytes per second at which the pool's threads together read `data` once. It says what memory can do only if `data` is larger than
@@ -91,14 +94,52 @@ impl Kernel for Chains {
     }
 }
 
-/// `DOT_STEPS` products in each of some chains.
+/// `steps` products in each of some chains, of tiles if there are any; returns how many bytes were multiplied.
 struct DotChains {
     steps: usize,
 }
 
 impl DotKernel for DotChains {
+    type Output = usize;
+
     #[inline(always)]
-    unsafe fn run<D: Dot>(self) {
+    unsafe fn run<D: Dot, T: Tiles>(self) -> usize {
+        // SAFETY: the caller vouches for `D` and `T`.
+        unsafe {
+            match T::configure(ROW_BYTES) {
+                Some(tiles) => self.tiles(tiles),
+                None => self.vectors::<D>(),
+            }
+        }
+    }
+}
+
+impl DotChains {
+    /// # Safety
+    /// The tiles are configured.
+    #[inline(always)]
+    unsafe fn tiles<T: Tiles>(self, mut tiles: T) -> usize {
+        const X: usize = tiles::INPUTS;
+        const W: usize = tiles::WEIGHTS[0];
+        let ones = black_box([1u8; SIDE * ROW_BYTES]);
+        // SAFETY: `ones` is as large as a tile; tile numbers are those of the configuration.
+        unsafe {
+            tiles.load::<X>(ones.as_ptr(), ROW_BYTES);
+            tiles.load::<W>(ones.as_ptr(), ROW_BYTES);
+            for _ in 0..self.steps {
+                tiles.dot::<{ tiles::SUMS[0] }, X, W>();
+                tiles.dot::<{ tiles::SUMS[1] }, X, W>();
+                tiles.dot::<{ tiles::SUMS[2] }, X, W>();
+                tiles.dot::<{ tiles::SUMS[3] }, X, W>();
+            }
+        }
+        tiles::SUMS.len() * self.steps * SIDE * SIDE * ROW_BYTES
+    }
+
+    /// # Safety
+    /// The CPU has `D`.
+    #[inline(always)]
+    unsafe fn vectors<D: Dot>(self) -> usize {
         let (bytes, x) = (black_box([1u8; dot::PRODUCTS]), black_box([1i8; 4]));
         // SAFETY: `bytes` and `x` hold what one product reads, `out` sixteen floats.
         unsafe {
@@ -115,6 +156,7 @@ impl DotKernel for DotChains {
                 black_box(&out);
             }
         }
+        dot::PRODUCTS * CHAINS * self.steps
     }
 }
 
@@ -155,6 +197,16 @@ mod tests {
                 assert_eq!(sum, expected * (CHAINS * lanes) as f32, "{isa}, {steps} steps");
             }
         }
+    }
+
+    #[test]
+    fn chains_of_vectors_and_of_tiles_say_how_much_they_multiply() {
+        for isa in Isa::available().into_iter().filter(|isa| isa.as_str() != "amx") {
+            assert_eq!(dot::run(isa, DotChains { steps: 3 }), 3 * 64 * CHAINS, "{isa}");
+        }
+        // SAFETY: plain Rust, on every CPU.
+        let by_tiles = unsafe { DotChains { steps: 3 }.run::<dot::Portable, tiles::Emulated>() };
+        assert_eq!(by_tiles, 3 * 4 * 16 * 16 * 64);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! ```text
 //! Groups  ─► where both sides are cut        QuantizedMatrix ─► weights, packed at load (pack.rs)
 //! Dot     ─► integer vectors of a level      QuantizedRows   ─► inputs, once for all products that share them (rows.rs)
+//! Tiles   ─► tile registers, on some CPUs
 //! ```
 
 pub(crate) mod dot;
@@ -20,6 +21,8 @@ mod product;
 mod rows;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tiles;
+mod unit;
 
 pub use groups::Groups;
 pub use pack::{PackError, QuantizedMatrix};

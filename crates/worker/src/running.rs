@@ -225,6 +225,7 @@ fn log_memory(engine: &Engine, config: &Config) {
         max_num_seqs = limits.max_num_seqs,
         max_num_batched_tokens = limits.max_num_batched_tokens,
         threads,
+        instructions = engine.instructions(),
         transports,
         "loaded"
     );

@@ -1,4 +1,4 @@
-//! Integer vectors of the machine: sixteen columns at once, whatever the width of its registers.
+//! Integer vectors of the machine: sixteen columns at once, whatever the width of its registers; and its tiles, if it has any.
 
 #![expect(unsafe_code, reason = "intrinsics and raw loads; contracts stand at each function")]
 
@@ -8,7 +8,10 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+pub(crate) use portable::Portable;
+
 use super::LANES;
+use super::tiles::{NoTiles, Tiles};
 use crate::Isa;
 
 /// Multiplications in one [`Dot::dot`].
@@ -30,10 +33,15 @@ pub(crate) trait Dot: Copy {
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// The lower and the upper halves of 64 bytes.
     unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2];
+    unsafe fn store_bytes(to: *mut u8, v: Self::Bytes);
     unsafe fn ints(value: i32) -> Self::Ints;
+    /// Sixteen values, each with `plus` added.
+    unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints;
     /// `sum[column] += w[column][0..4] . x[0..4]`
     unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints;
     unsafe fn zero() -> Self::Floats;
+    /// Sixteen `f32` values.
+    unsafe fn floats(from: *const f32) -> Self::Floats;
     /// Sixteen bf16 values.
     unsafe fn scales(from: *const u8) -> Self::Floats;
     /// `sum + (ints * w) * x`, each operation rounded on its own. Sums of a group are below 2^24, so they convert exactly.
@@ -41,27 +49,33 @@ pub(crate) trait Dot: Copy {
     unsafe fn store(to: *mut f32, v: Self::Floats);
     /// Asks for the line of memory at `at`, which need not exist.
     unsafe fn prefetch(at: *const u8);
+    /// The same for a line that is going to be written.
+    unsafe fn prefetch_write(at: *const u8);
 }
 
 /// Arithmetic with its arguments, written over any level.
 pub(crate) trait DotKernel {
+    type Output;
+
     /// Mark it `#[inline(always)]`, as everything it calls.
     ///
     /// # Safety
-    /// The CPU has the instructions of `D`, and the arguments keep the bounds that the kernel's fields promise.
-    unsafe fn run<D: Dot>(self);
+    /// The CPU has the instructions of `D` and the tiles `T`, and the arguments keep the bounds that the kernel's fields promise.
+    unsafe fn run<D: Dot, T: Tiles>(self) -> Self::Output;
 }
 
 /// Runs `kernel` compiled for the best integer instructions of `isa`.
-pub(crate) fn run<K: DotKernel>(isa: Isa, kernel: K) {
+pub(crate) fn run<K: DotKernel>(isa: Isa, kernel: K) -> K::Output {
     // SAFETY (all arms): `isa` vouches for the instructions; `DotKernel` values are built by safe functions of this crate that have
     // checked every bound the kernel relies on.
     #[cfg(target_arch = "x86_64")]
-    if isa.has_vnni() {
-        return unsafe { vnni::run(kernel) };
+    if isa.has_tiles() {
+        return unsafe { vnni::run::<K, super::tiles::amx::Amx>(kernel) };
+    } else if isa.has_vnni() {
+        return unsafe { vnni::run::<K, NoTiles>(kernel) };
     } else if isa.has_avx2() {
         return unsafe { avx2::run(kernel) };
     }
     let _ = isa;
-    unsafe { kernel.run::<portable::Portable>() }
+    unsafe { kernel.run::<Portable, NoTiles>() }
 }

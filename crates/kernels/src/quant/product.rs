@@ -2,24 +2,37 @@
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
+mod tiled;
+
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::dot::{self, Dot, DotKernel};
+use super::tiles::{SIDE, Tiles};
+use super::unit::{Ahead, EightBits, FourBits, Unit, Unpacked, Widened, dot_unit, unpack};
 use super::{Bits, LANES, QuantizedMatrix, QuantizedRows, UNIT};
 use crate::matmul::WAITING;
 use crate::pool::SharedMut;
 use crate::{Isa, Pool};
+use tiled::tile_depth;
 
 /// Most rows and panels worked on together: their sums fill half of the registers.
-const ROWS: usize = 8;
-const PANELS: usize = 2;
+const TILE_ROWS: usize = 8;
+pub(super) const PANELS: usize = 2;
+
+/// Rows that go through all panels together: their inputs stay in the second-level cache, and the pages of their outputs within
+/// reach, which a panel's columns of all rows would not.
+const ROWS: usize = 128;
+
+/// Values along the inner dimension that all rows are multiplied by before the next ones: two panels of them take 32 KiB, so they
+/// stay in the first-level cache with the rows at hand. A multiple of every group.
+pub(super) const DEPTH: usize = 1024;
+
+/// How far ahead of the weights memory is asked for where few rows use them at once.
+const AHEAD_BYTES: usize = 2048;
 
 /// Floats from one waiting sum of segments to the next.
 const PLACE: usize = ROWS * PANELS * LANES;
-
-/// How far ahead of the weights in use memory is asked for.
-const AHEAD_BYTES: usize = 2048;
 
 /// `out = x * w^T (+ bias)`: `out` is `[rows of x][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn quantized_matmul(
@@ -29,6 +42,25 @@ pub fn quantized_matmul(
     w: &QuantizedMatrix,
     bias: Option<&[f32]>,
     out: &mut [f32],
+) {
+    multiply(pool, x, w, bias, out, |panels| dot::run(isa, panels));
+}
+
+/// The same in plain Rust, with emulated tiles.
+#[cfg(test)]
+pub(super) fn emulated_matmul(pool: &Pool, x: &QuantizedRows, w: &QuantizedMatrix, out: &mut [f32]) {
+    // SAFETY: plain Rust, on every CPU.
+    multiply(pool, x, w, None, out, |panels| unsafe { panels.run::<dot::Portable, super::tiles::Emulated>() });
+}
+
+/// Hands each thread its panels.
+fn multiply(
+    pool: &Pool,
+    x: &QuantizedRows,
+    w: &QuantizedMatrix,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    run: impl Fn(Panels<'_>) + Sync,
 ) {
     assert_eq!(x.values.len(), x.rows * w.groups().padded_row(), "rows of other groups");
     assert_eq!(x.scales.len(), x.rows * w.groups().len(), "rows of other groups");
@@ -40,7 +72,7 @@ pub fn quantized_matmul(
     let out = SharedMut::new(out);
     pool.run(panels.div_ceil(share), |task| {
         let panels = task * share..((task + 1) * share).min(panels);
-        dot::run(isa, Panels { x, w, bias, panels, out: &out });
+        run(Panels { x, w, bias, panels, out: &out });
     });
 }
 
@@ -55,148 +87,238 @@ struct Panels<'a> {
 }
 
 impl DotKernel for Panels<'_> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn run<D: Dot>(self) {
-        // SAFETY: `quantized_matmul` has checked the shapes.
+    unsafe fn run<D: Dot, T: Tiles>(self) {
+        // SAFETY: `quantized_matmul` has checked the shapes; tiles exist where `T` does.
         unsafe {
             match self.w.groups().bits() {
-                Bits::Eight => self.all::<D, EightBits>(),
-                Bits::Four => self.all::<D, FourBits>(),
+                Bits::Eight => self.all::<D, EightBits, T>(),
+                Bits::Four => self.all::<D, FourBits, T>(),
             }
         }
-    }
-}
-
-/// How a unit of sixteen columns is stored.
-trait Unit {
-    const BYTES: usize;
-
-    /// The two halves of a unit.
-    ///
-    /// # Safety
-    /// `BYTES` bytes are readable; the CPU has `D`.
-    unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2];
-}
-
-struct EightBits;
-
-impl Unit for EightBits {
-    const BYTES: usize = UNIT * LANES;
-
-    #[inline(always)]
-    unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2] {
-        // SAFETY: passed on.
-        unsafe { [D::bytes(from), D::bytes(from.add(Self::BYTES / 2))] }
-    }
-}
-
-struct FourBits;
-
-impl Unit for FourBits {
-    const BYTES: usize = UNIT * LANES / 2;
-
-    #[inline(always)]
-    unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2] {
-        // SAFETY: passed on.
-        unsafe { D::nibbles(from) }
     }
 }
 
 /// `[waiting sum][row][panel][column]`
 type Sums = MaybeUninit<[f32; WAITING * PLACE]>;
 
+/// What a thread works with beside the registers.
+struct Room<T> {
+    unpacked: Unpacked,
+    tiles: Option<T>,
+}
+
+/// Some neighbouring groups of `P` panels.
+#[derive(Clone)]
+struct Part<const P: usize> {
+    groups: Range<usize>,
+    /// Units of the padded rows.
+    units: Range<usize>,
+    /// The first group's values in each panel.
+    w: [*const u8; P],
+    /// Where each panel's scales start.
+    scales: [*const u8; P],
+    ahead: Ahead<P>,
+    /// Sums start at 0 instead of what is there.
+    fresh: bool,
+    /// The first panel, if its outputs are written after this part.
+    written: Option<usize>,
+}
+
 impl Panels<'_> {
     /// # Safety
     /// As [`DotKernel::run`]; the weights are stored as `U`.
     #[inline(always)]
-    unsafe fn all<D: Dot, U: Unit>(&self) {
+    unsafe fn all<D: Dot, U: Unit, T: Tiles>(&self) {
+        // SAFETY: tiles exist where `T` does.
+        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(tile_depth::<U>()) } };
+        let room = &mut Room { unpacked: Unpacked::new(), tiles };
         let mut sums = Sums::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        let mut panel = self.panels.start;
-        while panel < self.panels.end {
-            let count = (self.panels.end - panel).min(PANELS);
-            let mut row = 0;
-            while row < self.x.rows {
-                // SAFETY: each arm takes at most the rows and panels that are left.
-                row += unsafe {
-                    match (self.x.rows - row, count) {
-                        (8.., 2) => self.tile::<D, U, 8, 2>(row, panel, sums),
-                        (4.., 2) => self.tile::<D, U, 4, 2>(row, panel, sums),
-                        (2.., 2) => self.tile::<D, U, 2, 2>(row, panel, sums),
-                        (_, 2) => self.tile::<D, U, 1, 2>(row, panel, sums),
-                        (4.., _) => self.tile::<D, U, 4, 1>(row, panel, sums),
-                        _ => self.tile::<D, U, 1, 1>(row, panel, sums),
+        for row in (0..self.x.rows).step_by(ROWS) {
+            let rows = row..(row + ROWS).min(self.x.rows);
+            for panel in self.panels.clone().step_by(PANELS) {
+                // SAFETY: these rows and panels exist; sums are there once they are computed.
+                unsafe {
+                    match self.panels.end - panel {
+                        1 => {
+                            self.tree::<D, U, T, 1>(&rows, panel, sums, room);
+                            self.finish::<1>(&rows, panel, sums);
+                        }
+                        _ => {
+                            self.tree::<D, U, T, PANELS>(&rows, panel, sums, room);
+                            self.finish::<PANELS>(&rows, panel, sums);
+                        }
                     }
-                };
+                }
             }
-            panel += count;
         }
     }
 
-    /// `M` rows times `P` panels: segments are summed and joined as they come; returns `M`.
+    /// Some rows times `P` panels: segments are summed and joined as they come.
     ///
     /// # Safety
-    /// Rows `row..row + M` and panels `panel..panel + P` exist; `sums` has room for WAITING parts. The CPU has `D`.
+    /// At most ROWS rows, which exist as panels `panel..panel + P` do; `sums` has room for WAITING parts. The CPU has `D`.
     #[inline(always)]
-    unsafe fn tile<D: Dot, U: Unit, const M: usize, const P: usize>(
+    unsafe fn tree<D: Dot, U: Unit, T: Tiles, const P: usize>(
         &self,
-        row: usize,
+        rows: &Range<usize>,
         panel: usize,
         sums: *mut f32,
-    ) -> usize {
+        room: &mut Room<T>,
+    ) {
         for step in self.w.groups().segments().tree() {
             // SAFETY: the tree never has more than WAITING parts; those that are joined are written and differ.
             unsafe {
-                self.segment::<D, U, M, P>(row, panel, step.segment, sums.add(step.place * PLACE));
+                self.segment::<D, U, T, P>(rows, panel, step.segment, sums.add(step.place * PLACE), room);
                 for place in (step.place - step.joins..step.place).rev() {
-                    for i in 0..M * P * LANES {
+                    for i in 0..rows.len() * P * LANES {
                         *sums.add(place * PLACE + i) += *sums.add((place + 1) * PLACE + i);
                     }
                 }
             }
         }
-        for m in 0..M {
-            for p in 0..P {
-                // SAFETY: the first part now holds the sums; panel `panel + p` exists.
-                unsafe { self.finish(row + m, panel + p, sums.add((m * P + p) * LANES)) };
-            }
-        }
-        M
     }
 
-    /// `to[m][p][column]` = the sum of a segment's scaled groups, one after the other.
+    /// `to[row][p][column]` = the sum of a segment's scaled groups, one after the other.
     ///
     /// # Safety
-    /// As [`Panels::tile`]; `to` has room for `M * P` vectors.
+    /// As [`Panels::tree`]; `to` has room for one part.
     #[inline(always)]
-    unsafe fn segment<D: Dot, U: Unit, const M: usize, const P: usize>(
+    unsafe fn segment<D: Dot, U: Unit, T: Tiles, const P: usize>(
         &self,
-        row: usize,
+        rows: &Range<usize>,
         panel: usize,
         segment: usize,
         to: *mut f32,
+        room: &mut Room<T>,
     ) {
         let groups = self.w.groups();
-        let (padded, count) = (groups.padded_row(), groups.len());
-        let x: [*const i8; M] = std::array::from_fn(|m| self.x.values[(row + m) * padded..].as_ptr());
-        let w: [*const u8; P] = std::array::from_fn(|p| self.w.panel(panel + p).as_ptr());
+        let all = groups.of_segment(segment);
+        if all.is_empty() {
+            // SAFETY: room for these rows.
+            unsafe { to.write_bytes(0, rows.len() * P * LANES) };
+        }
+        let share = DEPTH / groups.bits().group();
+        for start in all.clone().step_by(share) {
+            let part = start..(start + share).min(all.end);
+            let units = groups.padded(start).start / UNIT..groups.padded(part.end - 1).end / UNIT;
+            let w = std::array::from_fn(|p| self.w.panel(panel + p).as_ptr().wrapping_add(units.start * U::BYTES));
+            let ahead = self.ahead::<U, P>(panel, &w, &units, rows.len() / TILE_ROWS);
+            let scales = std::array::from_fn(|p| self.w.scales(panel + p).as_ptr());
+            let written = (part.end == groups.len()).then_some(panel);
+            let mut part = Part { groups: part, units, w, scales, ahead, fresh: start == all.start, written };
+            // SAFETY: groups of a part are neighbours, DEPTH values at most, and exist in the panels.
+            unsafe {
+                if U::BYTES < Widened::BYTES && rows.len() >= SIDE && room.tiles.is_some() {
+                    part.w = unpack::<D, U, P>(&part.w, part.units.len(), &mut room.unpacked);
+                    self.part::<D, Widened, T, P>(rows, &part, room, to);
+                } else {
+                    self.part::<D, U, T, P>(rows, &part, room, to);
+                }
+            }
+        }
+    }
+
+    /// What to ask for while `tiles` go over a part: few read memory themselves and need what follows soon; more of them share out
+    /// the next part, so that none waits for memory.
+    #[inline(always)]
+    fn ahead<U: Unit, const P: usize>(
+        &self,
+        panel: usize,
+        w: &[*const u8; P],
+        units: &Range<usize>,
+        tiles: usize,
+    ) -> Ahead<P> {
+        if tiles < 2 {
+            return Ahead { at: w.map(|w| w.wrapping_add(AHEAD_BYTES)), step: U::BYTES };
+        }
+        let panel_bytes = self.w.panel(panel).len();
+        let is_last = units.end * U::BYTES == panel_bytes;
+        let forward = if is_last { P * panel_bytes - units.start * U::BYTES } else { units.len() * U::BYTES };
+        Ahead { at: w.map(|w| w.wrapping_add(forward)), step: U::BYTES / tiles }
+    }
+
+    /// Adds a part to all rows' sums, as many at a time as there are registers for.
+    ///
+    /// # Safety
+    /// As [`Panels::segment`]; the part's values are stored as `U`.
+    #[inline(always)]
+    unsafe fn part<D: Dot, U: Unit, T: Tiles, const P: usize>(
+        &self,
+        rows: &Range<usize>,
+        part: &Part<P>,
+        room: &mut Room<T>,
+        to: *mut f32,
+    ) {
+        let mut row = rows.start;
+        if let Some(tiles) = &mut room.tiles
+            && P == PANELS
+            && U::BYTES == Widened::BYTES
+        {
+            while rows.end - row >= SIDE {
+                // SAFETY: so many rows are left, and panels are stored as tiles take them.
+                unsafe { self.tiled::<D, U, T, P>(row, part, tiles, to.add((row - rows.start) * P * LANES)) };
+                row += SIDE;
+            }
+        }
+        while row < rows.end {
+            // SAFETY: each arm takes at most the rows that are left.
+            unsafe {
+                let to = to.add((row - rows.start) * P * LANES);
+                row += match rows.end - row {
+                    TILE_ROWS.. => self.tile::<D, U, TILE_ROWS, P>(row, part, to),
+                    4.. => self.tile::<D, U, 4, P>(row, part, to),
+                    2.. => self.tile::<D, U, 2, P>(row, part, to),
+                    _ => self.tile::<D, U, 1, P>(row, part, to),
+                };
+            }
+        }
+    }
+
+    /// Adds a part to the sums of `M` rows; returns `M`.
+    ///
+    /// # Safety
+    /// As [`Panels::part`]; rows `row..row + M` exist, and `to` is where their sums are.
+    #[inline(always)]
+    unsafe fn tile<D: Dot, U: Unit, const M: usize, const P: usize>(
+        &self,
+        row: usize,
+        part: &Part<P>,
+        to: *mut f32,
+    ) -> usize {
+        let (padded, count, units) = (self.w.groups().padded_row(), self.w.groups().len(), part.units.len());
+        let ahead = part.ahead.after(row % ROWS / TILE_ROWS * units);
+        let x = self.x.values[row * padded + part.units.start * UNIT..].as_ptr();
+        let x: [*const i8; M] = std::array::from_fn(|m| x.wrapping_add(m * padded));
+        let (starts, factors) = (self.x.starts[row * count..].as_ptr(), self.x.scales[row * count..].as_ptr());
         // SAFETY: groups lie within the padded rows, of `x` and of the panels; scales and starts exist for every group.
         unsafe {
+            if let Some(panel) = part.written {
+                self.expect_writes::<D, M, P>(row, panel);
+            }
             let mut sums = [[D::zero(); P]; M];
-            for group in groups.of_segment(segment) {
-                let k = groups.padded(group);
+            if !part.fresh {
+                for (i, sum) in sums.as_flattened_mut().iter_mut().enumerate() {
+                    *sum = D::floats(to.add(i * LANES));
+                }
+            }
+            for (index, group) in part.groups.clone().enumerate() {
                 let mut ints = [[D::ints(0); P]; M];
                 for (m, ints) in ints.iter_mut().enumerate() {
-                    *ints = [D::ints(*self.x.starts.as_ptr().add((row + m) * count + group)); P];
+                    *ints = [D::ints(*starts.add(m * count + group)); P];
                 }
-                for unit in k.start / UNIT..k.end / UNIT {
-                    dot_unit::<D, U, M, P>(&mut ints, &x, &w, unit);
+                let first = index * U::GROUP;
+                for unit in first..(first + U::GROUP).min(units) {
+                    ahead.prefetch::<D>(unit);
+                    dot_unit::<D, U, M, P>(&mut ints, &x, &part.w, unit);
                 }
-                for p in 0..P {
-                    let w = D::scales(self.w.scales(panel + p).as_ptr().add(group * 2 * LANES));
+                for (p, scales) in part.scales.into_iter().enumerate() {
+                    let w = D::scales(scales.add(group * 2 * LANES));
                     for (m, (sums, ints)) in sums.iter_mut().zip(&ints).enumerate() {
-                        let x = *self.x.scales.as_ptr().add((row + m) * count + group);
-                        sums[p] = D::add_scaled(sums[p], ints[p], w, x);
+                        sums[p] = D::add_scaled(sums[p], ints[p], w, *factors.add(m * count + group));
                     }
                 }
             }
@@ -204,56 +326,54 @@ impl Panels<'_> {
                 D::store(to.add(i * LANES), *sum);
             }
         }
+        M
     }
 
-    /// Writes sixteen outputs, or those that exist.
+    /// Asks for the memory of outputs before it is written to, all rows at once; a row's part lies on a page of its own.
     ///
     /// # Safety
-    /// `sum` holds sixteen floats; the panel and the row exist.
+    /// The CPU has `D`; rows and panels exist.
     #[inline(always)]
-    unsafe fn finish(&self, row: usize, panel: usize, sum: *const f32) {
-        let columns = panel * LANES..((panel + 1) * LANES).min(self.w.rows());
-        // SAFETY: the output row has `w.rows` columns, of which this task owns those of its panels.
-        let (sum, out) = unsafe {
-            let sum = std::slice::from_raw_parts(sum, columns.len());
-            (sum, self.out.slice(row * self.w.rows() + columns.start, columns.len()))
-        };
-        match self.bias {
-            None => out.copy_from_slice(sum),
-            Some(bias) => {
-                let bias = &bias[columns];
-                out.iter_mut().zip(sum).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
+    unsafe fn expect_writes<D: Dot, const M: usize, const P: usize>(&self, row: usize, panel: usize) {
+        for m in 0..M {
+            // SAFETY: an empty part of a row that exists; passed on.
+            unsafe {
+                let out = self.out.slice((row + m) * self.w.rows() + panel * LANES, 0).as_ptr();
+                for p in 0..P {
+                    D::prefetch_write(out.wrapping_add(p * LANES).cast());
+                }
+            }
+        }
+    }
+
+    /// Writes the outputs of some rows and `P` panels.
+    ///
+    /// # Safety
+    /// `sums` holds them; the panels and the rows exist.
+    #[inline(always)]
+    unsafe fn finish<const P: usize>(&self, rows: &Range<usize>, panel: usize, sums: *const f32) {
+        let n = self.w.rows();
+        for p in 0..P {
+            let columns = (panel + p) * LANES..((panel + p + 1) * LANES).min(n);
+            let bias = self.bias.map(|bias| &bias[columns.clone()]);
+            for (m, row) in rows.clone().enumerate() {
+                // SAFETY: the output row has `w.rows` columns, of which this task owns those of its panels.
+                let (sum, out) = unsafe {
+                    let sum = &*sums.add((m * P + p) * LANES).cast::<[f32; LANES]>();
+                    (sum, self.out.slice(row * n + columns.start, columns.len()))
+                };
+                write(out, sum, bias);
             }
         }
     }
 }
 
-/// Eight values along `k`.
-///
-/// # Safety
-/// Unit `unit` of every row and panel exists; the CPU has `D`.
+/// `out = sum (+ bias)`: sixteen outputs, or those that exist.
 #[inline(always)]
-unsafe fn dot_unit<D: Dot, U: Unit, const M: usize, const P: usize>(
-    ints: &mut [[D::Ints; P]; M],
-    x: &[*const i8; M],
-    w: &[*const u8; P],
-    unit: usize,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        let mut weights = [U::load::<D>(w[0].add(unit * U::BYTES)); P];
-        for (weights, w) in weights.iter_mut().zip(w) {
-            let at = w.wrapping_add(unit * U::BYTES);
-            D::prefetch(at.wrapping_add(AHEAD_BYTES));
-            *weights = U::load::<D>(at);
-        }
-        for half in 0..2 {
-            for (ints, x) in ints.iter_mut().zip(x) {
-                let x = x.add(unit * UNIT + half * UNIT / 2);
-                for (sum, weights) in ints.iter_mut().zip(&weights) {
-                    *sum = D::dot(*sum, weights[half], x);
-                }
-            }
-        }
+fn write(out: &mut [f32], sum: &[f32; LANES], bias: Option<&[f32]>) {
+    match (<&mut [f32; LANES]>::try_from(&mut *out), bias) {
+        (Ok(out), None) => *out = *sum,
+        (_, None) => out.iter_mut().zip(sum).for_each(|(out, sum)| *out = *sum),
+        (_, Some(bias)) => out.iter_mut().zip(sum).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias),
     }
 }

@@ -17,10 +17,24 @@ fn pack(w: &WeightView<'_>, groups: &Groups) -> QuantizedMatrix {
 
 fn product(isa: Isa, threads: usize, x: &[f32], w: &QuantizedMatrix) -> Vec<f32> {
     let pool = Pool::new("test", threads).unwrap();
-    let mut rows = QuantizedRows::default();
-    rows.fill(isa, &pool, w.groups(), x);
+    let rows = rows(isa, &pool, x, w);
     let mut out = vec![f32::NAN; rows.rows * w.rows()];
     quantized_matmul(isa, &pool, &rows, w, None, &mut out);
+    out
+}
+
+fn rows(isa: Isa, pool: &Pool, x: &[f32], w: &QuantizedMatrix) -> QuantizedRows {
+    let mut rows = QuantizedRows::default();
+    rows.fill(isa, pool, w.groups(), x);
+    rows
+}
+
+/// The product in plain Rust, with emulated tiles.
+fn emulated(x: &[f32], w: &QuantizedMatrix) -> Vec<f32> {
+    let pool = Pool::new("test", 1).unwrap();
+    let rows = rows(Isa::PORTABLE, &pool, x, w);
+    let mut out = vec![f32::NAN; rows.rows * w.rows()];
+    product::emulated_matmul(&pool, &rows, w, &mut out);
     out
 }
 
@@ -49,7 +63,7 @@ proptest! {
     /// Every level, any number of rows and threads: the bits of the sum written out.
     #[test]
     fn every_level_has_the_bits_of_the_plain_sum(
-        m in 1usize..20, k in 1usize..300, n in 1usize..70, threads in 1usize..4, cut: bool, seed: u64,
+        m in 1usize..40, k in 1usize..300, n in 1usize..70, threads in 1usize..4, cut: bool, seed: u64,
     ) {
         let (weights, x) = (values(seed, n * k), values(seed ^ 1, m * k));
         let bytes = stored(&weights);
@@ -65,6 +79,7 @@ proptest! {
             for isa in Isa::available() {
                 prop_assert_eq!(bits(&product(isa, threads, &x, &packed)), bits(&expected), "{} {:?}", isa, kind);
             }
+            prop_assert_eq!(bits(&emulated(&x, &packed)), bits(&expected), "emulated tiles {:?}", kind);
         }
     }
 
@@ -94,6 +109,26 @@ proptest! {
                 let expected: Vec<f32> = all.chunks_exact(n).flat_map(|row| row[n / 2..].to_vec()).collect();
                 prop_assert_eq!(bits(&columns), bits(&expected));
             }
+        }
+    }
+}
+
+/// Long rows and many of them are worked on in parts; parts do not show.
+#[test]
+fn parts_of_rows_and_of_the_inner_dimension_do_not_show() {
+    for (m, k, n) in [(130, 72, 33), (17, 1100, 20), (33, 1024, 32)] {
+        let (weights, x) = (values(7, n * k), values(8, m * k));
+        let bytes = stored(&weights);
+        let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
+        for (kind, segments) in BITS.into_iter().zip([Segments::whole(k), Segments::of_rank(k, 0, 1)]) {
+            let packed = pack(&view, &Groups::new(kind, segments));
+            let alone: Vec<f32> = x.chunks_exact(k).flat_map(|x| product(Isa::PORTABLE, 1, x, &packed)).collect();
+            for isa in Isa::available() {
+                assert_eq!(bits(&product(isa, 2, &x, &packed)), bits(&alone), "{isa} {kind:?} {m} {k} {n}");
+            }
+            assert_eq!(bits(&emulated(&x, &packed)), bits(&alone), "emulated tiles {kind:?} {m} {k} {n}");
+            let expected: Vec<f32> = weights.chunks_exact(k).map(|w| plain(&x[..k], w, packed.groups())).collect();
+            assert_eq!(bits(&alone[..n]), bits(&expected), "{kind:?} {m} {k} {n}");
         }
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 
 use crate::checksum::{STRIPE, To, eat_stripe};
 #[cfg(target_arch = "x86_64")]
-use {avx2::Avx2, avx512::Avx512};
+use {crate::quant::tiles::amx, avx2::Avx2, avx512::Avx512};
 
 /// Widest vector of any level: buffers padded to this many `f32` can be read in whole vectors.
 pub(crate) const MAX_LANES: usize = 16;
@@ -31,6 +31,9 @@ enum Level {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// AVX-512 with integer dot products, and tiles.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Avx512),
 }
 
 /// `PDSERVE_ISA` asks for what cannot be had.
@@ -47,30 +50,46 @@ impl Isa {
 
     /// Every level that this machine has, slowest first.
     pub fn available() -> Vec<Isa> {
-        let mut levels = vec![Isa::PORTABLE];
-        #[cfg(target_arch = "x86_64")]
-        {
-            levels.extend(Avx2::new().map(|token| Isa(Level::Avx2(token))));
-            levels.extend(Avx512::new().map(|token| Isa(Level::Avx512(token))));
-        }
-        levels
+        Self::levels().collect()
     }
 
-    /// The fastest level, or the one that the variable `PDSERVE_ISA` names: `portable`, `avx2` or `avx512`.
+    /// Looks at a level only when it is asked for: one that is not named is not tried either.
+    fn levels() -> impl Iterator<Item = Isa> {
+        let levels: &[fn() -> Option<Level>] = &[
+            || Some(Level::Portable),
+            #[cfg(target_arch = "x86_64")]
+            || Avx2::new().map(Level::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            || Avx512::new().map(Level::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            || Avx512::new().filter(|_| amx_works()).map(Level::Amx),
+        ];
+        levels.iter().filter_map(|level| level()).map(Isa)
+    }
+
+    /// The fastest level, or the one that the variable `PDSERVE_ISA` names: `portable`, `avx2`, `avx512` or `amx`.
     pub fn from_env() -> Result<Isa, IsaError> {
         let wanted = std::env::var("PDSERVE_ISA").ok();
         Self::named(wanted.as_deref())
     }
 
     fn named(wanted: Option<&str>) -> Result<Isa, IsaError> {
-        let levels = Self::available();
         match wanted {
-            None | Some("") => Ok(*levels.last().unwrap_or(&Isa::PORTABLE)),
-            Some(name) => levels.iter().copied().find(|isa| isa.as_str() == name).ok_or_else(|| IsaError {
+            None | Some("") => Ok(Self::levels().last().unwrap_or(Isa::PORTABLE)),
+            Some(name) => Self::levels().find(|isa| isa.as_str() == name).ok_or_else(|| IsaError {
                 found: name.to_owned(),
-                available: levels.iter().map(Isa::to_string).collect(),
+                available: Self::levels().map(|isa| isa.to_string()).collect(),
             }),
         }
+    }
+
+    /// The level, and why it is not a better one, for logs.
+    pub fn describe(self) -> String {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self.0, Level::Avx512(_)) {
+            return format!("{self} (AMX {})", amx::support());
+        }
+        self.to_string()
     }
 
     pub fn as_str(self) -> &'static str {
@@ -80,6 +99,8 @@ impl Isa {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(_) => "amx",
         }
     }
 
@@ -99,13 +120,19 @@ impl Isa {
     /// The CPU has AVX2, and this level may use it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
-        matches!(self.0, Level::Avx2(_) | Level::Avx512(_)) && is_x86_feature_detected!("avx2")
+        matches!(self.0, Level::Avx2(_) | Level::Avx512(_) | Level::Amx(_)) && is_x86_feature_detected!("avx2")
     }
 
     /// The CPU has AVX-512 with integer dot products (VNNI), and this level may use them.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_vnni(self) -> bool {
-        matches!(self.0, Level::Avx512(_)) && is_x86_feature_detected!("avx512vnni")
+        matches!(self.0, Level::Avx512(_) | Level::Amx(_)) && is_x86_feature_detected!("avx512vnni")
+    }
+
+    /// This level may use tile registers.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self.0, Level::Amx(_))
     }
 
     /// Runs `kernel` compiled for this level.
@@ -117,9 +144,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => unsafe { avx512::run(kernel) },
+            Level::Avx512(_) | Level::Amx(_) => unsafe { avx512::run(kernel) },
         }
     }
+}
+
+/// What the level adds to AVX-512: integer dot products, and tiles that work.
+#[cfg(target_arch = "x86_64")]
+fn amx_works() -> bool {
+    is_x86_feature_detected!("avx512vnni") && amx::support() == amx::Support::Works
 }
 
 impl fmt::Display for Isa {

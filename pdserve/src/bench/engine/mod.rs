@@ -220,7 +220,7 @@ fn describe(
     let gigabytes = memory.weights_bytes as f64 / 1e9;
     Ok(conditions
         .and("threads", args.threads())
-        .and("isa", Isa::from_env()?)
+        .and("isa", engine.instructions())
         .and(
             "model",
             format!(

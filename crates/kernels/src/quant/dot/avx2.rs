@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel};
+use super::{Dot, DotKernel, NoTiles};
 
 #[derive(Clone, Copy)]
 struct Avx2;
@@ -10,9 +10,9 @@ struct Avx2;
 /// # Safety
 /// The CPU has AVX2; and see [`DotKernel::run`].
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn run<K: DotKernel>(kernel: K) {
+pub(super) unsafe fn run<K: DotKernel>(kernel: K) -> K::Output {
     // SAFETY: passed on to the caller.
-    unsafe { kernel.run::<Avx2>() }
+    unsafe { kernel.run::<Avx2, NoTiles>() }
 }
 
 /// Eight columns: `sum + w . x`.
@@ -71,8 +71,23 @@ impl Dot for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
+        unsafe {
+            _mm256_storeu_si256(to.cast(), v[0]);
+            _mm256_storeu_si256(to.add(32).cast(), v[1]);
+        }
+    }
+    #[inline(always)]
     unsafe fn ints(value: i32) -> Self::Ints {
         unsafe { [_mm256_set1_epi32(value); 2] }
+    }
+    #[inline(always)]
+    unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
+        unsafe {
+            let (plus, from) = (_mm256_set1_epi32(plus), from.cast::<__m256i>());
+            let (low, high) = (_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)));
+            [_mm256_add_epi32(low, plus), _mm256_add_epi32(high, plus)]
+        }
     }
     #[inline(always)]
     unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
@@ -84,6 +99,10 @@ impl Dot for Avx2 {
     #[inline(always)]
     unsafe fn zero() -> Self::Floats {
         unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> Self::Floats {
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
     }
     #[inline(always)]
     unsafe fn scales(from: *const u8) -> Self::Floats {
@@ -103,5 +122,9 @@ impl Dot for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
     }
 }

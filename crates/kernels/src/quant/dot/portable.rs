@@ -6,7 +6,7 @@ use super::super::LANES;
 use super::Dot;
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 // SAFETY (all functions): see `Dot`; needs no special instructions, and reads and writes exactly what is named.
 impl Dot for Portable {
@@ -24,8 +24,16 @@ impl Dot for Portable {
         [both.map(|byte| byte & 15), both.map(|byte| byte >> 4)]
     }
     #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
+        unsafe { to.cast::<Self::Bytes>().write_unaligned(v) }
+    }
+    #[inline(always)]
     unsafe fn ints(value: i32) -> Self::Ints {
         [value; LANES]
+    }
+    #[inline(always)]
+    unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
+        unsafe { from.cast::<Self::Ints>().read_unaligned() }.map(|value| value + plus)
     }
     #[inline(always)]
     unsafe fn dot(mut sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
@@ -38,6 +46,10 @@ impl Dot for Portable {
     #[inline(always)]
     unsafe fn zero() -> Self::Floats {
         [0.0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> Self::Floats {
+        unsafe { from.cast::<Self::Floats>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn scales(from: *const u8) -> Self::Floats {
@@ -57,4 +69,6 @@ impl Dot for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_write(_: *const u8) {}
 }

@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel};
+use super::{Dot, DotKernel, Tiles};
 
 #[derive(Clone, Copy)]
 struct Vnni;
 
 /// # Safety
-/// The CPU has AVX-512 F, BW, VL, DQ and VNNI; and see [`DotKernel::run`].
+/// The CPU has AVX-512 F, BW, VL, DQ and VNNI, and `T`; and see [`DotKernel::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
-pub(super) unsafe fn run<K: DotKernel>(kernel: K) {
+pub(super) unsafe fn run<K: DotKernel, T: Tiles>(kernel: K) -> K::Output {
     // SAFETY: passed on to the caller.
-    unsafe { kernel.run::<Vnni>() }
+    unsafe { kernel.run::<Vnni, T>() }
 }
 
 // SAFETY (all functions): see `Dot`; the instructions are there because `run` above is the only way in.
@@ -33,8 +33,16 @@ impl Dot for Vnni {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
+        unsafe { _mm512_storeu_si512(to.cast(), v) }
+    }
+    #[inline(always)]
     unsafe fn ints(value: i32) -> Self::Ints {
         unsafe { _mm512_set1_epi32(value) }
+    }
+    #[inline(always)]
+    unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
+        unsafe { _mm512_add_epi32(_mm512_loadu_si512(from.cast()), _mm512_set1_epi32(plus)) }
     }
     #[inline(always)]
     unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints {
@@ -43,6 +51,10 @@ impl Dot for Vnni {
     #[inline(always)]
     unsafe fn zero() -> Self::Floats {
         unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> Self::Floats {
+        unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn scales(from: *const u8) -> Self::Floats {
@@ -65,5 +77,9 @@ impl Dot for Vnni {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
     }
 }
