@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engine::{Engine, EngineConfig, Quantization, generate};
+use engine::{Engine, EngineConfig, Quantization, generate, prompt_scores};
 use kv::BlockPool;
 use text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
@@ -62,26 +62,12 @@ impl Oracle {
         generate(&mut self.engine, &self.pool, &spec, 4096).expect("the oracle generates")
     }
 
-    /// How often the greedy token is that of `expected` when all before it are: (equal, all).
-    pub fn agreement(&mut self, prompt: &[TokenId], expected: &[TokenId]) -> (usize, usize) {
-        let (mut at, mut different) = (0, 0);
-        while at < expected.len() {
-            let left = (expected.len() - at) as u32;
-            let sampling = SamplingParams { max_tokens: left, ignore_eos: true, ..SamplingParams::default() };
-            let spec = GenerateSpec {
-                prompt: prompt.into(),
-                output: expected[..at].to_vec(),
-                choices: 0..1,
-                sampling,
-                cache_salt: Vec::new(),
-            };
-            let found = generate(&mut self.engine, &self.pool, &spec, 4096).expect("the oracle generates").remove(0);
-            let equal =
-                found.iter().zip(&expected[at..]).take_while(|(found, expected)| found.id == **expected).count();
-            at += equal + 1;
-            different += usize::from(equal < left as usize);
-        }
-        (expected.len() - different, expected.len())
+    /// Which token the model would choose at each place of `answer`, after what stands before it.
+    pub fn choices(&mut self, prompt: &[TokenId], answer: &str) -> Vec<TokenId> {
+        let answer = self.tokenizer.encode(answer, false).expect("it tokenises");
+        let all = [prompt, &answer].concat();
+        let scores = prompt_scores(&mut self.engine, &self.pool, &all, 1, 4096).expect("the oracle scores");
+        scores[prompt.len() - 1..].iter().map(|score| score.top[0].0).collect()
     }
 
     /// The text of tokens, special ones left out, as a client sees it.

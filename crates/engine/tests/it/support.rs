@@ -46,43 +46,77 @@ pub(crate) fn biased_llama(dir: &Path) {
         "eos_token_id": [1, 2],
     });
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = llama_shapes(vocab, hidden, heads * head_dim, 8 * head_dim, intermediate, 2);
+    let biases: Vec<_> = shapes
+        .iter()
+        .filter_map(|(name, shape)| Some((format!("{}_proj.bias", name.strip_suffix("_proj.weight")?), vec![shape[0]])))
+        .collect();
+    shapes.extend(biases);
+    write_random(&dir.join("model.safetensors"), &shapes, 0.4);
+}
+
+/// One layer as wide as those of Qwen2-0.5B, with weights about as large, and a small vocabulary, whose size is returned.
+pub(crate) fn wide_llama(dir: &Path) -> u32 {
+    let (hidden, heads, kv_heads, head_dim, intermediate, vocab) = (896, 14, 2, 64, 4864, 2048);
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_hidden_layers": 1, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+        "vocab_size": vocab, "max_position_embeddings": 256, "eos_token_id": 1,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let shapes = llama_shapes(vocab, hidden, heads * head_dim, kv_heads * head_dim, intermediate, 1);
+    write_random(&dir.join("model.safetensors"), &shapes, 0.05);
+    vocab as u32
+}
+
+fn llama_shapes(
+    vocab: usize,
+    hidden: usize,
+    queries: usize,
+    keys: usize,
+    intermediate: usize,
+    layers: usize,
+) -> Vec<(String, Vec<usize>)> {
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
         ("lm_head.weight".to_owned(), vec![vocab, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
     ];
-    for layer in 0..2 {
+    for layer in 0..layers {
         let prefix = format!("model.layers.{layer}.");
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             shapes.push((format!("{prefix}{norm}.weight"), vec![hidden]));
         }
         for (name, outputs, inputs) in [
-            ("self_attn.q_proj", heads * head_dim, hidden),
-            ("self_attn.k_proj", 8 * head_dim, hidden),
-            ("self_attn.v_proj", 8 * head_dim, hidden),
-            ("self_attn.o_proj", hidden, heads * head_dim),
+            ("self_attn.q_proj", queries, hidden),
+            ("self_attn.k_proj", keys, hidden),
+            ("self_attn.v_proj", keys, hidden),
+            ("self_attn.o_proj", hidden, queries),
             ("mlp.gate_proj", intermediate, hidden),
             ("mlp.up_proj", intermediate, hidden),
             ("mlp.down_proj", hidden, intermediate),
         ] {
             shapes.push((format!("{prefix}{name}.weight"), vec![outputs, inputs]));
-            shapes.push((format!("{prefix}{name}.bias"), vec![outputs]));
         }
     }
-    write_random(&dir.join("model.safetensors"), &shapes);
+    shapes
 }
 
-fn write_random(path: &Path, shapes: &[(String, Vec<usize>)]) {
+/// Values between -`most` and `most`; weights of norms as far from 1.
+fn write_random(path: &Path, shapes: &[(String, Vec<usize>)], most: f32) {
     let mut state = 88_172_645_463_325_252_u64;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.4
+        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * most
     };
     let bytes: Vec<Vec<u8>> = shapes
         .iter()
-        .map(|(_, shape)| (0..shape.iter().product()).flat_map(|_: usize| next().to_le_bytes()).collect())
+        .map(|(name, shape)| {
+            let base = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+            (0..shape.iter().product()).flat_map(|_: usize| (base + next()).to_le_bytes()).collect()
+        })
         .collect();
     let views: BTreeMap<&str, TensorView<'_>> = shapes
         .iter()
