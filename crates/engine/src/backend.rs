@@ -5,7 +5,7 @@
 //! `[token][head][head_dim]`. A model is a fixed sequence of these calls, so a device can record it once and replay it.
 
 use crate::Error;
-use crate::plan::{PlanRow, StepPlan};
+use crate::plan::{KvRow, StepPlan};
 use crate::weights::Matrix;
 
 pub(crate) trait Backend {
@@ -28,7 +28,7 @@ pub(crate) trait Backend {
     /// From here to the end of the step only the plan's kept tokens are computed: `h` and `q` keep those, in the plan's order.
     fn keep(&mut self, plan: &StepPlan);
     /// `a` = attention of the `q` of `rows`, which are the plan's, over the KV of `layer`, that of the new tokens included.
-    fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize);
+    fn attend(&mut self, plan: &StepPlan, rows: &[KvRow], layer: usize);
     /// `h += sum over ranks of a * w^T`, plus the bias.
     fn add_attended(&mut self, output: &Linear<Self>);
     /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases.

@@ -9,7 +9,7 @@ use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, Segments};
 
 use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
-use crate::plan::{PlanRow, StepPlan};
+use crate::plan::{KvRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
@@ -173,7 +173,7 @@ impl Backend for Cpu {
         kernels::rope(self.isa, &self.pool, self.shape.kv_heads, &plan.cos, &plan.sin, half, k);
         let rows = plan.kv_rows(&plan.rows);
         for (half, values) in [(KvHalf::Keys, k), (KvHalf::Values, v)] {
-            self.arena.store(self.isa, &self.pool, layer, half, &rows, values);
+            self.arena.store(self.isa, &self.pool, layer, half, rows, values);
         }
     }
 
@@ -188,12 +188,12 @@ impl Backend for Cpu {
         }
     }
 
-    fn attend(&mut self, plan: &StepPlan, rows: &[PlanRow], layer: usize) {
+    fn attend(&mut self, plan: &StepPlan, rows: &[KvRow], layer: usize) {
         let Values { q, a, .. } = &mut self.values;
         a.resize(q.len(), 0.0);
         let rows = plan.kv_rows(rows);
         let layer = KvLayer { arena: &self.arena, layer };
-        kernels::attention(self.isa, &self.pool, &self.shape, &rows, &layer, q, a);
+        kernels::attention(self.isa, &self.pool, &self.shape, rows, &layer, q, a);
     }
 
     fn add_attended(&mut self, output: &Linear<Self>) {

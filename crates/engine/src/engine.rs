@@ -40,6 +40,8 @@ pub struct Engine {
     pub(crate) pool: Arc<Pool>,
     /// `[sampled token][vocabulary]` of the current step.
     pub(crate) logits: Vec<f32>,
+    /// Of the last step.
+    plan: StepPlan,
 }
 
 /// What came of one request: no token where it leaves none.
@@ -87,6 +89,7 @@ impl Engine {
             sampler: Sampler::new(isa, model.eos_token_ids, max_model_len),
             pool: shared.pool,
             logits: Vec::new(),
+            plan: StepPlan::default(),
         })
     }
 
@@ -124,16 +127,29 @@ impl Engine {
 
     /// Computes `batch`. An error of the batch means that nothing was computed. Panics if a rank's thread does; the engine is lost then.
     pub fn step(&mut self, batch: &Batch<'_>, observer: &dyn StepObserver) -> Result<StepOutput, Error> {
+        let mut plan = std::mem::take(&mut self.plan);
+        let output = self.step_by(&mut plan, batch, observer);
+        self.plan = plan;
+        output
+    }
+
+    fn step_by(
+        &mut self,
+        plan: &mut StepPlan,
+        batch: &Batch<'_>,
+        observer: &dyn StepObserver,
+    ) -> Result<StepOutput, Error> {
         let start = Instant::now();
-        let plan = StepPlan::new(batch, &self.bounds, &self.inverse_frequencies)?;
+        plan.fill(batch, &self.bounds, &self.inverse_frequencies)?;
+        let plan = &*plan;
         self.rank_threads.run(self.ranks.len(), |rank| {
             let _member = self.all_reduce.membership();
             let Rank { backend, decoder } = &mut *self.ranks[rank].lock();
-            decoder.forward(backend, &plan, observer);
+            decoder.forward(backend, plan, observer);
         });
         self.gather_logits(plan.sampled.len());
         let rows = self.sample(batch)?;
-        let probed = self.probe(batch, &plan)?;
+        let probed = self.probe(batch, plan)?;
         let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(StepOutput { rows, probed, micros })
     }

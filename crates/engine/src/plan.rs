@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
-use kernels::KvRow;
+pub(crate) use kernels::KvRow;
+use kernels::KvRows;
 use types::TokenId;
 
 use crate::{Batch, BatchRow, Error, Probe};
 
-/// The tokens of all rows one after the other.
+/// The tokens of all rows one after the other. Kept from step to step, so that a warm step allocates nothing for it.
 #[derive(Debug, Default)]
 pub(crate) struct StepPlan {
     pub(crate) tokens: Vec<TokenId>,
-    pub(crate) rows: Vec<PlanRow>,
+    pub(crate) rows: Vec<KvRow>,
     /// The kept tokens as rows, counted from 0: what is left to compute once the last layer's KV is written.
-    pub(crate) ends: Vec<PlanRow>,
+    pub(crate) ends: Vec<KvRow>,
     /// Blocks of all rows.
     blocks: Vec<u32>,
     /// `[token][head_dim / 2]`
@@ -25,16 +26,6 @@ pub(crate) struct StepPlan {
     pub(crate) sampled: Vec<usize>,
     /// Where among the kept each row's first probed token stands.
     pub(crate) probed: Vec<usize>,
-}
-
-/// One row: `count` tokens from index `first` of the plan, standing at `start` and after.
-#[derive(Debug)]
-pub(crate) struct PlanRow {
-    pub(crate) first: usize,
-    pub(crate) count: usize,
-    pub(crate) start: usize,
-    /// Where its blocks stand among those of all rows.
-    blocks: Range<usize>,
 }
 
 /// What a batch must keep to.
@@ -49,10 +40,16 @@ pub(crate) struct Bounds {
 }
 
 impl StepPlan {
-    /// `inverse_frequencies` are the rotation's, one per pair of a head.
-    pub(crate) fn new(batch: &Batch<'_>, bounds: &Bounds, inverse_frequencies: &[f32]) -> Result<Self, Error> {
+    /// Makes this the plan of another batch. `inverse_frequencies` are the rotation's, one per pair of a head.
+    pub(crate) fn fill(
+        &mut self,
+        batch: &Batch<'_>,
+        bounds: &Bounds,
+        inverse_frequencies: &[f32],
+    ) -> Result<(), Error> {
         check_size(batch, bounds)?;
-        let mut plan = Self::default();
+        let plan = self;
+        plan.clear();
         for (index, row) in batch.rows.iter().enumerate() {
             let (first, count, start) = (plan.tokens.len(), row.tokens.len(), row.start as usize);
             check_row(row, bounds).map_err(|reason| Error::Batch { row: index, reason })?;
@@ -65,9 +62,18 @@ impl StepPlan {
             plan.blocks.extend(held.map(|block| block.0));
             let blocks = before..plan.blocks.len();
             plan.keep(row, first, blocks.clone());
-            plan.rows.push(PlanRow { first, count, start, blocks });
+            plan.rows.push(KvRow { first, count, start, blocks });
         }
-        Ok(plan)
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        let Self { tokens, rows, ends, blocks, cos, sin, kept, sampled, probed } = self;
+        tokens.clear();
+        [rows, ends].into_iter().for_each(Vec::clear);
+        blocks.clear();
+        [cos, sin].into_iter().for_each(Vec::clear);
+        [kept, sampled, probed].into_iter().for_each(Vec::clear);
     }
 
     /// Notes what of a row, which begins at token `first` of the plan, is computed to the end.
@@ -88,7 +94,7 @@ impl StepPlan {
             return;
         }
         let start = row.start as usize + kept.start;
-        self.ends.push(PlanRow { first: self.kept.len(), count: kept.len(), start, blocks });
+        self.ends.push(KvRow { first: self.kept.len(), count: kept.len(), start, blocks });
         self.kept.extend(kept.map(|token| first + token));
         if !last.is_empty() {
             self.sampled.push(self.kept.len() - 1);
@@ -96,14 +102,8 @@ impl StepPlan {
     }
 
     /// Some of this plan's rows as kernels take them.
-    pub(crate) fn kv_rows(&self, rows: &[PlanRow]) -> Vec<KvRow<'_>> {
-        let row = |row: &PlanRow| KvRow {
-            first: row.first,
-            count: row.count,
-            start: row.start,
-            blocks: &self.blocks[row.blocks.clone()],
-        };
-        rows.iter().map(row).collect()
+    pub(crate) fn kv_rows<'a>(&'a self, rows: &'a [KvRow]) -> KvRows<'a> {
+        KvRows { rows, blocks: &self.blocks }
     }
 
     /// In f32 up to the angle, as the models were trained.

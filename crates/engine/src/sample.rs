@@ -16,6 +16,9 @@ use crate::SampleRequest;
 /// Below this, a temperature is greedy: dividing by it would overflow.
 const TEMPERATURE_MIN: f32 = 1e-5;
 
+/// End-of-sequence tokens and those that the request stops at.
+type Ends<'a> = [&'a [TokenId]; 2];
+
 /// The model computed no numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotANumber;
@@ -49,7 +52,7 @@ impl Sampler {
         }
         let ends = self.ends(request);
         let permitted = permit::permitted(request, &self.eos_token_ids);
-        let adjusted = adjust::adjust(logits, request, &ends, permitted.as_ref());
+        let adjusted = adjust::adjust(logits, request, ends, permitted.as_ref());
         let scores = adjusted.as_deref().unwrap_or(logits);
         if let Some(beam) = params.beam {
             return self.candidates(scores, request, 2 * beam.width as usize).ok_or(NotANumber).map(Some);
@@ -62,7 +65,7 @@ impl Sampler {
             best
         } else {
             let position = request.output.len() as u32;
-            draw::draw(scores, scores[best], params, random::uniform(params.seed, request.choice, position))
+            draw::draw(self.isa, scores, scores[best], params, random::uniform(params.seed, request.choice, position))
         };
         let top = draw::largest(logits, params.logprobs.unwrap_or(0) as usize);
         Ok(Some(SampledToken {
@@ -71,7 +74,7 @@ impl Sampler {
             position: request.output.len() as u32,
             logprob: logits[id] - normaliser,
             top: top.into_iter().map(|id| (id as TokenId, logits[id] - normaliser)).collect(),
-            finish: self.finish(id as TokenId, request, &ends),
+            finish: self.finish(id as TokenId, request, ends),
         }))
     }
 
@@ -99,15 +102,14 @@ impl Sampler {
     }
 
     /// Tokens that end this request. Under a constraint EOS is drawn only where the text ends.
-    fn ends(&self, request: &SampleRequest<'_>) -> Vec<TokenId> {
+    fn ends<'a>(&'a self, request: &SampleRequest<'a>) -> Ends<'a> {
         let text = request.params.ignore_eos && request.constraint.is_none();
-        let eos: &[TokenId] = if text { &[] } else { &self.eos_token_ids };
-        eos.iter().chain(&request.params.stop_token_ids).copied().collect()
+        [if text { &[] } else { &self.eos_token_ids }, &request.params.stop_token_ids]
     }
 
-    fn finish(&self, id: TokenId, request: &SampleRequest<'_>, ends: &[TokenId]) -> Option<FinishReason> {
+    fn finish(&self, id: TokenId, request: &SampleRequest<'_>, ends: Ends<'_>) -> Option<FinishReason> {
         let output = request.output.len() + 1;
-        if ends.contains(&id) {
+        if ends.iter().any(|ends| ends.contains(&id)) {
             return Some(FinishReason::Stop);
         }
         let full = request.prompt.len() + output >= self.max_model_len;

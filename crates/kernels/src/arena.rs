@@ -106,16 +106,31 @@ pub struct KvLayer<'a> {
 }
 
 /// New tokens of one sequence.
-#[derive(Clone, Copy, Debug)]
-pub struct KvRow<'a> {
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KvRow {
     /// Index of its first token in the batch.
     pub first: usize,
     /// Number of new tokens.
     pub count: usize,
     /// Position of its first new token.
     pub start: usize,
-    /// `blocks[i]` holds the positions from `i * block_size` on; must reach `start + count`.
+    /// Which of [`KvRows::blocks`] are its own.
+    pub blocks: Range<usize>,
+}
+
+/// New tokens of some sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRows<'a> {
+    pub rows: &'a [KvRow],
+    /// A row's `i`th block holds the positions from `i * block_size` on; they must reach `start + count`.
     pub blocks: &'a [u32],
+}
+
+impl<'a> KvRows<'a> {
+    /// A row's blocks.
+    pub(crate) fn blocks_of(&self, row: &KvRow) -> &'a [u32] {
+        &self.blocks[row.blocks.clone()]
+    }
 }
 
 impl KvArena {
@@ -147,7 +162,7 @@ impl KvArena {
 
     /// Stores the keys or values of new tokens, `[token][head][head_dim]`: rounded to nearest even in bf16; in int8 by a scale that
     /// makes the largest of a head 127. Panics if a row does not fit `values` or the arena.
-    pub fn store(&self, isa: Isa, pool: &Pool, layer: usize, half: KvHalf, rows: &[KvRow<'_>], values: &[f32]) {
+    pub fn store(&self, isa: Isa, pool: &Pool, layer: usize, half: KvHalf, rows: KvRows<'_>, values: &[f32]) {
         /// Tokens of one task: their values take some tens of microseconds.
         const TOKENS: usize = 64;
         let width = self.shape.heads * self.shape.head_dim;
@@ -155,10 +170,11 @@ impl KvArena {
         let tokens = values.len() / width;
         pool.run(tokens.div_ceil(TOKENS), |task| {
             let task = task * TOKENS..((task + 1) * TOKENS).min(tokens);
-            for row in rows {
+            for row in rows.rows {
+                let blocks = rows.blocks_of(row);
                 for token in row.first.max(task.start)..(row.first + row.count).min(task.end) {
                     let position = row.start + token - row.first;
-                    let (block, slot) = (row.blocks[position / block_size] as usize, position % block_size);
+                    let (block, slot) = (blocks[position / block_size] as usize, position % block_size);
                     let place = self.shape.place(layer, half, block, slot..slot + 1);
                     let to = self.memory.span(self.start + place.start, place.len());
                     isa.run(Store { values: &values[token * width..][..width], shape: &self.shape, to });
@@ -249,16 +265,16 @@ mod tests {
 
     use super::*;
 
-    const ROW: KvRow<'_> = KvRow { first: 0, count: 1, start: 3, blocks: &[2] };
+    const ROWS: KvRows<'_> = KvRows { rows: &[KvRow { first: 0, count: 1, start: 3, blocks: 0..1 }], blocks: &[2] };
 
     fn arena(element: KvElement) -> Arc<KvArena> {
         let shape = KvShape { layers: 2, heads: 2, head_dim: 2, block_size: 4, blocks: 3, element };
         KvArena::of_ranks(shape, 2).unwrap().remove(1)
     }
 
-    fn store(arena: &KvArena, layer: usize, half: KvHalf, row: &KvRow<'_>, values: &[f32]) {
+    fn store(arena: &KvArena, layer: usize, half: KvHalf, values: &[f32]) {
         let isa = *Isa::available().last().unwrap();
-        arena.store(isa, &Pool::new("test", 2).unwrap(), layer, half, &[*row], values);
+        arena.store(isa, &Pool::new("test", 2).unwrap(), layer, half, ROWS, values);
     }
 
     fn token(arena: &KvArena, layer: usize, half: KvHalf, block: usize, slot: usize) -> Vec<u8> {
@@ -271,7 +287,7 @@ mod tests {
     #[test]
     fn tokens_keep_their_place() {
         let arena = arena(KvElement::F32);
-        store(&arena, 1, KvHalf::Values, &ROW, &[1.0, 2.0, 3.0, 4.0]);
+        store(&arena, 1, KvHalf::Values, &[1.0, 2.0, 3.0, 4.0]);
         let expected: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!(token(&arena, 1, KvHalf::Values, 2, 3), expected);
         assert_eq!(token(&arena, 1, KvHalf::Keys, 2, 3), [0; 16]);
@@ -283,10 +299,11 @@ mod tests {
         let arena = arena(KvElement::F32);
         let values: Vec<f32> = (0..4 * 10).map(|value| value as f32).collect();
         let rows = [
-            KvRow { first: 0, count: 6, start: 1, blocks: &[2, 0] },
-            KvRow { first: 6, count: 4, start: 4, blocks: &[0, 1] },
+            KvRow { first: 0, count: 6, start: 1, blocks: 0..2 },
+            KvRow { first: 6, count: 4, start: 4, blocks: 2..4 },
         ];
-        arena.store(Isa::PORTABLE, &Pool::new("test", 3).unwrap(), 0, KvHalf::Keys, &rows, &values);
+        let rows = KvRows { rows: &rows, blocks: &[2, 0, 0, 1] };
+        arena.store(Isa::PORTABLE, &Pool::new("test", 3).unwrap(), 0, KvHalf::Keys, rows, &values);
         for (index, block, slot) in [(0, 2, 1), (2, 2, 3), (3, 0, 0), (5, 0, 2), (6, 1, 0), (9, 1, 3)] {
             let first = token(&arena, 0, KvHalf::Keys, block, slot)[..4].to_vec();
             assert_eq!(first, (4.0 * index as f32).to_le_bytes(), "token {index}");
@@ -299,7 +316,7 @@ mod tests {
         for isa in Isa::available() {
             for pair in numbers.windows(4) {
                 let arena = arena(KvElement::Bf16);
-                arena.store(isa, &Pool::new("test", 1).unwrap(), 0, KvHalf::Keys, &[ROW], pair);
+                arena.store(isa, &Pool::new("test", 1).unwrap(), 0, KvHalf::Keys, ROWS, pair);
                 let expected: Vec<u8> = pair.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
                 assert_eq!(token(&arena, 0, KvHalf::Keys, 2, 3), expected, "{isa}: {pair:?}");
             }
@@ -309,12 +326,12 @@ mod tests {
     #[test]
     fn int8_keeps_the_largest_of_each_head_and_says_what_is_no_number() {
         let arena = arena(KvElement::Int8);
-        store(&arena, 0, KvHalf::Keys, &ROW, &[-2.0, 1.0, 0.0, 0.0]);
+        store(&arena, 0, KvHalf::Keys, &[-2.0, 1.0, 0.0, 0.0]);
         let bytes = token(&arena, 0, KvHalf::Keys, 2, 3);
         let scale = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         assert_eq!((bytes[0] as i8, bytes[1] as i8, scale(2)), (-127, 64, 2.0 / 127.0));
         assert_eq!((bytes[6], bytes[7], scale(8)), (0, 0, 0.0));
-        store(&arena, 0, KvHalf::Keys, &ROW, &[f32::NAN, 1.0, f32::INFINITY, 0.0]);
+        store(&arena, 0, KvHalf::Keys, &[f32::NAN, 1.0, f32::INFINITY, 0.0]);
         let bytes = token(&arena, 0, KvHalf::Keys, 2, 3);
         let scale = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         assert!(!scale(2).is_finite() && !scale(8).is_finite());
@@ -324,7 +341,7 @@ mod tests {
     fn a_copied_block_is_equal_in_every_layer() {
         let arena = arena(KvElement::Bf16);
         for layer in 0..2 {
-            store(&arena, layer, KvHalf::Keys, &ROW, &[1.0, 2.0, 3.0, layer as f32]);
+            store(&arena, layer, KvHalf::Keys, &[1.0, 2.0, 3.0, layer as f32]);
         }
         arena.copy_block(2, 0);
         for layer in 0..2 {

@@ -16,6 +16,7 @@ compile_error!("weights and KV are little endian in memory");
 mod arena;
 mod attention;
 mod checksum;
+mod counting;
 pub mod limits;
 mod mapped;
 mod matmul;
@@ -27,13 +28,14 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use arena::{KvArena, KvElement, KvHalf, KvLayer, KvRow, KvShape};
+pub use arena::{KvArena, KvElement, KvHalf, KvLayer, KvRow, KvRows, KvShape};
 pub use attention::{AttentionShape, attention};
 pub use checksum::Checksum;
+pub use counting::CountingAllocator;
 pub use mapped::MappedFile;
 pub use matmul::{Element, Inputs, SEGMENTS, Segments, WeightView, matmul, tree_sum};
 pub use memory::{ForeignMemory, KvMemory};
-pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul};
+pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul, softmax_weights};
 pub use pool::Pool;
 pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};
 pub use simd::{Isa, IsaError};

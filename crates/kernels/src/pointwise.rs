@@ -57,6 +57,44 @@ pub fn log_sum_exp(isa: Isa, x: &[f32]) -> f32 {
     max + isa.run(SumExp { x, max }).ln()
 }
 
+/// `out[i] = e^((x[i] - max) / temperature)`: weights of which the largest is 1, if `max` is the largest of `x`. Those below `least`, and
+/// those of minus infinity, are 0; `out` gets the length of `x`.
+pub fn softmax_weights(isa: Isa, x: &[f32], max: f32, temperature: f32, least: f32, out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    isa.run(SoftmaxWeights { x, max, temperature, least, out });
+}
+
+struct SoftmaxWeights<'a> {
+    x: &'a [f32],
+    max: f32,
+    temperature: f32,
+    least: f32,
+    /// As long as `x`.
+    out: &'a mut [f32],
+}
+
+impl Kernel for SoftmaxWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, max, temperature, least, out } = self;
+        let count = x.len();
+        // SAFETY: `i < count`, and at most `count - i` lanes are touched.
+        unsafe {
+            let (max, temperature) = (S::splat(max), S::splat(temperature));
+            for i in (0..count).step_by(S::LANES) {
+                let below = S::sub(S::load_upto(x.as_ptr().add(i), count - i), max);
+                S::store_upto(out.as_mut_ptr().add(i), S::exp(S::div(below, temperature)), count - i);
+            }
+        }
+        // `exp` of minus infinity is only as good as zero, and a weight of nothing is to be nothing.
+        for (weight, x) in out.iter_mut().zip(x) {
+            *weight = if *weight < least || *x == f32::NEG_INFINITY { 0.0 } else { *weight };
+        }
+    }
+}
+
 struct RmsNorm<'a> {
     row: &'a mut [f32],
     /// As long as `row`.

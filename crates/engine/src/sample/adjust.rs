@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use types::{TokenId, TokenSet};
 
+use super::Ends;
 use super::permit::restricted;
 use crate::SampleRequest;
 
@@ -14,7 +15,7 @@ use crate::SampleRequest;
 pub(super) fn adjust(
     logits: &[f32],
     request: &SampleRequest<'_>,
-    ends: &[TokenId],
+    ends: Ends<'_>,
     permitted: Option<&TokenSet>,
 ) -> Option<Vec<f32>> {
     let params = request.params;
@@ -28,6 +29,7 @@ pub(super) fn adjust(
     let mut logits = match permitted {
         // Which has heard of the allowed tokens.
         Some(permitted) => mask(&restricted(logits, permitted), &[], &forbidden),
+        None if !masks => logits.to_vec(),
         None => mask(logits, &params.allowed_token_ids, &forbidden),
     };
     let mut change = |id: TokenId, change: &dyn Fn(f32) -> f32| {
@@ -56,15 +58,15 @@ pub(super) fn adjust(
 }
 
 /// Tokens that may not come next: ends of a text that is too short, and those that would complete a bad word.
-fn forbidden(request: &SampleRequest<'_>, ends: &[TokenId]) -> Vec<TokenId> {
+fn forbidden(request: &SampleRequest<'_>, ends: Ends<'_>) -> Vec<TokenId> {
     let params = request.params;
     let too_short = request.output.len() < params.min_tokens as usize;
     let completed = params.bad_words.iter().filter_map(|word| {
         let (last, before) = word.split_last()?;
         request.output.ends_with(before).then_some(*last)
     });
-    let ends = if too_short { ends } else { &[] };
-    ends.iter().copied().chain(completed).collect()
+    let ends = if too_short { ends } else { Ends::default() };
+    ends.into_iter().flatten().copied().chain(completed).collect()
 }
 
 /// The logits with all but the allowed (none named = all) and those forbidden at minus infinity.

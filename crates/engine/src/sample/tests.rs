@@ -61,7 +61,7 @@ fn greedy_takes_the_largest_after_adjustment() {
 fn a_repeated_token_below_zero_gets_less_likely() {
     let params = SamplingParams { repetition_penalty: 2.0, ..greedy() };
     let request = SampleRequest { params: &params, choice: 0, prompt: &[1, 3], output: &[], constraint: None };
-    let adjusted = adjust::adjust(&LOGITS, &request, &[], None).unwrap();
+    let adjusted = adjust::adjust(&LOGITS, &request, Ends::default(), None).unwrap();
     assert_eq!((adjusted[1], adjusted[3], adjusted[0]), (-2.0, 1.5, 1.0));
 }
 
@@ -126,9 +126,10 @@ fn filters_keep_the_right_tokens() {
 fn a_wide_nucleus_is_found_too() {
     let logits: Vec<f32> = (0..5000).map(|i| (i % 7) as f32 * 1e-3).collect();
     let params = SamplingParams { top_p: 0.999, ..hot(0) };
-    let ids: Vec<usize> = (0..50).map(|i| draw::draw(&logits, 6e-3, &params, f64::from(i) / 50.0)).collect();
+    let ids: Vec<usize> =
+        (0..50).map(|i| draw::draw(Isa::PORTABLE, &logits, 6e-3, &params, f64::from(i) / 50.0)).collect();
     assert!(ids.iter().any(|id| logits[*id] == 0.0) && ids.iter().any(|id| logits[*id] == 6e-3));
-    assert_eq!(draw::draw(&logits, 6e-3, &params, 0.0), 6, "the first of the best");
+    assert_eq!(draw::draw(Isa::PORTABLE, &logits, 6e-3, &params, 0.0), 6, "the first of the best");
 }
 
 #[test]
@@ -257,4 +258,39 @@ fn a_constraint_leaves_only_what_it_allows_and_ends_where_it_may() {
     check(only, &[3], false, None);
     check(greedy(), &[], false, None);
     check(greedy(), &[200], false, None);
+}
+
+/// Not a test: `cargo test --release -p engine --lib -- --ignored --nocapture what_a_draw_costs`
+#[test]
+#[ignore = "a measurement, for a release build"]
+fn what_a_draw_costs() {
+    const VOCABULARY: usize = 151_936;
+    let isa = *Isa::available().last().unwrap();
+    let sampler = Sampler::new(isa, vec![EOS], 4096);
+    // Logits as models have them: normal, with a few that stand out.
+    let noise = |i: usize| (0..4u32).map(|draw| random::uniform(i as u64, 0, draw) as f32 - 0.5).sum::<f32>() * 5.2;
+    let logits: Vec<f32> = (0..VOCABULARY).map(|i| noise(i) + if i % 9973 == 5 { 12.0 } else { 0.0 }).collect();
+    let nucleus = SamplingParams { top_p: 0.9, ..hot(1) };
+    let cases = [
+        ("greedy", greedy()),
+        ("temperature", hot(1)),
+        ("top-p 0.9", nucleus.clone()),
+        ("top-p 0.9 of flat logits", SamplingParams { temperature: 50.0, ..nucleus.clone() }),
+        ("top-k 20, top-p 0.9", SamplingParams { top_k: 20, ..nucleus.clone() }),
+        ("the same with a repetition penalty", SamplingParams { top_k: 20, repetition_penalty: 1.05, ..nucleus }),
+        ("greedy with 5 logprobs", SamplingParams { logprobs: Some(5), ..greedy() }),
+    ];
+    let output: Vec<TokenId> = (0..256).map(|token| token * 7).collect();
+    for (name, params) in cases {
+        let request = SampleRequest { params: &params, choice: 0, prompt: &output, output: &output, constraint: None };
+        let mut micros: Vec<_> = (0..41)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                std::hint::black_box(sampler.sample(&logits, &request).unwrap());
+                start.elapsed().as_micros()
+            })
+            .collect();
+        micros.sort_unstable();
+        println!("{name}: {} µs", micros[20]);
+    }
 }

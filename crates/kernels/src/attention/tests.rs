@@ -52,9 +52,16 @@ impl Case {
         };
         let arena = KvArena::of_ranks(shape, 1).unwrap().remove(0);
         let (pool, row) =
-            (Pool::new("test", 1).unwrap(), KvRow { first: 0, count: self.tokens, start: 0, blocks: &blocks });
+            (Pool::new("test", 1).unwrap(), KvRow { first: 0, count: self.tokens, start: 0, blocks: 0..blocks.len() });
         for (half, all) in [(KvHalf::Keys, self.keys()), (KvHalf::Values, self.values())] {
-            arena.store(Isa::PORTABLE, &pool, 0, half, &[row], &all);
+            arena.store(
+                Isa::PORTABLE,
+                &pool,
+                0,
+                half,
+                KvRows { rows: std::slice::from_ref(&row), blocks: &blocks },
+                &all,
+            );
         }
         arena
     }
@@ -67,12 +74,12 @@ impl Case {
         for start in (0..self.tokens).step_by(chunk) {
             let count = chunk.min(self.tokens - start);
             let range = start * self.width()..(start + count) * self.width();
-            let row = KvRow { first: 0, count, start, blocks: &blocks };
+            let row = KvRow { first: 0, count, start, blocks: 0..blocks.len() };
             attention(
                 isa,
                 &pool,
                 &self.shape,
-                &[row],
+                KvRows { rows: &[row], blocks: &blocks },
                 &KvLayer { arena: &arena, layer: 0 },
                 &q[range.clone()],
                 &mut out[range],
@@ -165,20 +172,57 @@ proptest! {
 fn foreign_bytes_do_not_leak_in() {
     let case = Case { block_size: 32, ..case(2, 1, 16, 8, 40) };
     let (arena, blocks, q) = (case.arena(), case.blocks(), case.q());
-    let row = KvRow { first: 0, count: 1, start: 39, blocks: &blocks };
+    let rows = KvRows { rows: &[KvRow { first: 0, count: 1, start: 39, blocks: 0..2 }], blocks: &blocks };
     let last = &q[39 * case.width()..];
     let pool = Pool::new("test", 1).unwrap();
     for isa in Isa::available() {
         let mut clean = vec![0.0; case.width()];
-        attention(isa, &pool, &case.shape, &[row], &KvLayer { arena: &arena, layer: 0 }, last, &mut clean);
+        attention(isa, &pool, &case.shape, rows, &KvLayer { arena: &arena, layer: 0 }, last, &mut clean);
         for position in (0..64).filter(|position| !(32..40).contains(position)) {
             for half in [KvHalf::Keys, KvHalf::Values] {
-                let row = KvRow { first: 0, count: 1, start: position, blocks: &blocks };
-                arena.store(isa, &pool, 0, half, &[row], &[f32::NAN; 16]);
+                let row = KvRow { first: 0, count: 1, start: position, blocks: 0..2 };
+                arena.store(isa, &pool, 0, half, KvRows { rows: &[row], blocks: &blocks }, &[f32::NAN; 16]);
             }
         }
         let mut dirty = vec![0.0; case.width()];
-        attention(isa, &pool, &case.shape, &[row], &KvLayer { arena: &arena, layer: 0 }, last, &mut dirty);
+        attention(isa, &pool, &case.shape, rows, &KvLayer { arena: &arena, layer: 0 }, last, &mut dirty);
         assert_eq!(bits(&dirty), bits(&clean), "{isa}");
     }
+}
+
+/// Contexts of several spans, which threads share, against the textbook and against chunks that one thread walks.
+#[test]
+fn long_contexts_are_shared_without_changing_a_bit() {
+    for (base, window) in [(case(3, 1, 16, 0, 2 * SPAN + 77), 0), (case(4, 2, 16, 0, SPAN + 3), SPAN - 70)] {
+        let case = Case { shape: AttentionShape { window, ..base.shape }, element: KvElement::Bf16, ..base };
+        let reference = case.reference();
+        for isa in Isa::available() {
+            let alone = case.run(isa, 1, case.tokens);
+            close(&format!("{isa} {case:?}"), &alone, &reference, 5e-6);
+            // The last rows are single tokens, as in decoding.
+            for (threads, chunk) in [(5, case.tokens - 1), (3, SPAN / 2 + 1), (2, 2 * SPAN / 3)] {
+                assert_eq!(
+                    bits(&case.run(isa, threads, chunk)),
+                    bits(&alone),
+                    "{isa}, {threads} threads, chunks of {chunk}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn queries_are_divided_only_where_threads_would_wait() {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, window: 0 };
+    let row = |start| KvRow { first: 0, count: 1, start, blocks: 0..0 };
+    let walks = |rows: &[KvRow], threads| {
+        let mut plan = Plan { queries: Vec::new(), walks: Vec::new(), sums: Vec::new() };
+        plan.make(&shape, rows, threads);
+        plan.walks.len()
+    };
+    assert_eq!(walks(&[row(2047)], 2), 2, "a thread for each KV head");
+    assert_eq!(walks(&[row(2047)], 4), 8);
+    assert_eq!(walks(&[row(100)], 4), 2, "nothing to divide");
+    assert_eq!(walks(&[row(2047), row(10), row(11)], 3), 12);
+    assert_eq!(walks(&[row(2047), row(2000)], 4), 4);
 }

@@ -101,3 +101,20 @@ fn softmax_helpers() {
         assert_eq!(argmax(isa, &[f32::NEG_INFINITY; 3]), Some(0));
     }
 }
+
+#[test]
+fn weights_are_relative_to_the_best_and_nothing_stays_nothing() {
+    let x: Vec<f32> = (0..37).map(|i| if i % 5 == 2 { f32::NEG_INFINITY } else { (i * 7 % 37) as f32 * 0.3 }).collect();
+    let max = x.iter().copied().fold(f32::MIN, f32::max);
+    for isa in Isa::available() {
+        for (temperature, least) in [(1.0, 0.0), (0.7, 0.05), (20.0, 0.9)] {
+            let mut weights = vec![7.0; 3];
+            softmax_weights(isa, &x, max, temperature, least, &mut weights);
+            let expected = x.iter().map(|x| ((x - max) / temperature).exp());
+            let expected: Vec<f32> = expected.map(|weight| if weight < least { 0.0 } else { weight }).collect();
+            close(&format!("{isa}, temperature {temperature}"), &weights, &expected, 1e-6);
+            let none = |weights: &[f32]| weights.iter().map(|weight| *weight == 0.0).collect::<Vec<_>>();
+            assert_eq!(none(&weights), none(&expected), "{isa}, temperature {temperature}");
+        }
+    }
+}
