@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kv::{BlockId, BlockPool, BlockRef, KvLayout, KvSpan, KvStore, Owner, Phase};
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tonic::transport::server::TcpIncoming;
@@ -28,6 +29,37 @@ pub(super) struct Pair {
     hand_overs: u64,
     _listening: Listening,
     _grpc: Option<GrpcServer>,
+    _d: OwnRuntime,
+}
+
+/// D's sockets, on threads of their own: in a cluster P and D are two processes, whose tasks do not wait for each other's.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("bench-d")
+            .enable_all()
+            .build()
+            .context("no threads for D")?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Lets D begin something: what it spawns runs on its threads.
+    async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> anyhow::Result<T> {
+        let runtime = self.0.as_ref().context("D has ended")?;
+        runtime.spawn(task).await.context("D failed")
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        // Dropping a runtime waits for its threads, which asynchronous code may not.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Side {
@@ -43,11 +75,26 @@ impl Pair {
         let config =
             |name: String| TransferConfig { transports: vec![kind], ..TransferConfig::new(name.into(), 1, "bench") };
         let receiver = KvReceiver::new(config(format!("decode-{kind}")), d.store.clone());
-        let listening = receiver.listen(LOOPBACK, LOOPBACK, 0).await?;
-        let grpc = if kind == TransportKind::Grpc { Some(GrpcServer::start(&receiver).await?) } else { None };
+        let (runtime, d_side) = (OwnRuntime::start()?, receiver.clone());
+        let doors = async move {
+            let listening = d_side.listen(LOOPBACK, LOOPBACK, 0).await?;
+            let grpc = if kind == TransportKind::Grpc { Some(GrpcServer::start(&d_side).await?) } else { None };
+            Ok::<_, anyhow::Error>((listening, grpc))
+        };
+        let (listening, grpc) = runtime.run(doors).await??;
         let sender = KvSender::new(config(format!("prefill-{kind}")), p.store.clone());
         p.fill(tokens)?;
-        Ok(Self { kind, tokens, sender, receiver, sides: [p, d], hand_overs: 0, _listening: listening, _grpc: grpc })
+        Ok(Self {
+            kind,
+            tokens,
+            sender,
+            receiver,
+            sides: [p, d],
+            hand_overs: 0,
+            _listening: listening,
+            _grpc: grpc,
+            _d: runtime,
+        })
     }
 
     /// A hand-over whose layers are all there at once, for its time, and one whose layers come one by one, for what stays exposed.
