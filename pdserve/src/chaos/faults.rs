@@ -149,11 +149,13 @@ impl Drill<'_> {
         let before = self.refusals().await?;
         self.every_kv_link(Fault::FlipEvery(512 << 10));
         self.moment(10.0, 3.0).await;
+        self.until_damaged(0).await;
         self.every_kv_link(Fault::None);
         let flipped = self.damaged();
         let detected = self.refusals().await? - before;
         self.every_kv_link(Fault::CutEvery(2 << 20));
         self.moment(10.0, 3.0).await;
+        self.until_damaged(flipped).await;
         self.every_kv_link(Fault::None);
         let cut = self.damaged() - flipped;
         self.judge("F9", "damaged and cut KV connections", load, Some(KILL_GAP)).await;
@@ -166,6 +168,16 @@ impl Drill<'_> {
 
     fn every_kv_link(&self, fault: Fault) {
         self.site.decodes().for_each(|worker| worker.on_kv(fault));
+    }
+
+    /// Waits, not for ever, until more than `before` was damaged: how soon enough KV passes depends on the machine.
+    async fn until_damaged(&self, before: u64) {
+        for _ in 0..100 {
+            if self.damaged() > before {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     fn damaged(&self) -> u64 {
