@@ -187,10 +187,15 @@ impl Site {
         arrival.stats.bytes += header.payload_len;
         arrival.stats.pieces += 1;
         arrival.source = Some(source.clone());
-        if arrival.covered.len() == self.cells() {
+        Ok(Landed::Written)
+    }
+
+    /// Ends the arrival well if every piece has landed; called once the last one is answered.
+    pub(crate) fn complete(&self) {
+        let mut arrival = self.arrival.lock();
+        if arrival.outcome.is_none() && arrival.covered.len() == self.cells() {
             self.end(&mut arrival, Ok(()));
         }
-        Ok(Landed::Written)
     }
 
     /// Lets the lease begin anew unless a piece has arrived: from then on only pieces do.

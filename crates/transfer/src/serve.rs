@@ -75,10 +75,7 @@ impl Connection {
         let source = Source { connection: self.number, kind: frames.kind(), replies: self.replies.clone() };
         while let Some(frame) = frames.next().await? {
             match frame {
-                Frame::Piece(piece) => {
-                    let landed = self.piece(&piece, frames, &source).await?;
-                    self.reply(self.answer(&piece, landed, &source)).await?;
-                }
+                Frame::Piece(piece) => self.piece(&piece, frames, &source).await?,
                 Frame::Abandon(abandon) => self.registry.abandon(&abandon),
                 Frame::Hello(_) => return Err("a second hello".to_owned()),
             }
@@ -86,13 +83,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Admits, reads and lands one piece. `Err` on the outside ends the connection, on the inside only refuses the piece.
-    async fn piece(
-        &self,
-        piece: &Piece,
-        frames: &mut dyn FrameSource,
-        source: &Source,
-    ) -> Result<Result<Landed, Refusal>, String> {
+    /// Admits, reads, lands and answers one piece. A refused one is answered, too; `Err` ends the connection.
+    async fn piece(&self, piece: &Piece, frames: &mut dyn FrameSource, source: &Source) -> Result<(), String> {
         let now = Instant::now();
         let site = self.registry.site_of(piece);
         let admitted = site.and_then(|site| site.admit(piece, now).map(|span| (site, span)));
@@ -101,13 +93,17 @@ impl Connection {
             Ok((site, span)) => {
                 let payload =
                     timeout(self.registry.config.bounds.payload, frames.payload(piece)).await.map_err(late)??;
-                Ok(site.land(piece, span, payload, source, Instant::now()))
+                let landed = site.land(piece, span, payload, source, Instant::now());
+                self.reply(self.answer(piece, landed, source)).await?;
+                // Not before: whoever waits for it tells P at once that all is committed, and that must not overtake the answer.
+                site.complete();
             }
             Err(refusal) => {
                 timeout(self.registry.config.bounds.payload, frames.skip(piece)).await.map_err(late)??;
-                Ok(Err(refusal))
+                self.reply(self.answer(piece, Err(refusal), source)).await?;
             }
         }
+        Ok(())
     }
 
     /// Counts what became of a piece, and tells P.

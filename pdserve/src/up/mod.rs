@@ -5,6 +5,14 @@
 //! ```
 //! A worker that dies later is started again; one that dies before the cluster was ready ends `up` with the end of its log.
 
+/// `println!`, but nobody listening any more is no reason to stop: the cluster serves on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        writeln!(std::io::stdout(), $($text)*).ok();
+    }};
+}
+
 mod args;
 mod plan;
 mod ready;
@@ -26,13 +34,13 @@ pub(crate) use supervise::Cluster;
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let plan = Plan::new(&args)?;
-    println!("starting {} ...", plan.describe());
+    say!("starting {} ...", plan.describe());
     let mut stop = StopSignals::new()?;
     let mut cluster = Cluster::spawn(&plan)?;
     let outcome = tokio::select! {
         ready = ready::wait(&plan, &mut cluster) => ready,
         () = stop.recv() => {
-            println!("stopping before it was ready ...");
+            say!("stopping before it was ready ...");
             return cluster.drain(&mut stop).await;
         }
     };
@@ -40,10 +48,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         cluster.kill().await;
         return Err(error);
     }
-    print!("{}", plan.welcome(started.elapsed()));
+    say!("{}", plan.welcome(started.elapsed()).trim_end());
     tokio::select! {
-        result = cluster.supervise(|role, status| println!("{role} ended ({status}); starting it again")) => result?,
-        () = stop.recv() => println!("draining: running requests finish, new ones are refused (Ctrl-C again ends at once)"),
+        result = cluster.supervise(|role, status| say!("{role} ended ({status}); starting it again")) => result?,
+        () = stop.recv() => say!("draining: running requests finish, new ones are refused (Ctrl-C again ends at once)"),
     }
     cluster.drain(&mut stop).await
 }

@@ -36,7 +36,7 @@ async fn poll_until_ready(plan: &Plan) {
             Err(_) => "the scheduler to listen".to_owned(),
         };
         if Instant::now() >= say_at {
-            println!("  waiting for {waiting_for}");
+            say!("  waiting for {waiting_for}");
             say_at = Instant::now() + SAY_EVERY;
         }
         sleep(POLL).await;

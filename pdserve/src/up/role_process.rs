@@ -77,7 +77,7 @@ impl RoleProcess {
     /// Waits up to `grace` after [`terminate`](Self::terminate), then kills.
     pub(super) async fn ended_within(&mut self, grace: Duration) -> anyhow::Result<()> {
         if tokio::time::timeout(grace, self.child.wait()).await.is_err() {
-            println!("{} did not drain within {} s: killed", self.name, grace.as_secs());
+            say!("{} did not drain within {} s: killed", self.name, grace.as_secs());
             self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))?;
         }
         Ok(())
@@ -110,7 +110,7 @@ impl Log {
 
     fn line(&mut self, line: String) {
         if self.verbose {
-            println!("[{}] {line}", self.name);
+            say!("[{}] {line}", self.name);
         }
         // A full disk must not stop serving.
         writeln!(self.file, "{line}").ok();
