@@ -1,7 +1,8 @@
 //! A fixed group of named threads that work on one job at a time.
 //!
 //! Task `i` of a job always runs on thread `i % threads`; the caller is thread 0. A waiting thread spins briefly, since the next
-//! job of a step mostly follows at once, and then parks, so that an idle instance costs nothing.
+//! job of a step mostly follows at once; then it offers its core to others for a while, since waking a thread takes longer than most
+//! waits; then it parks, so that an idle instance costs nothing.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -12,8 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Looks at the flag before a thread parks: some 20 microseconds, a few times what lies between two operations of a step.
+/// Looks at the flag without leaving the core: some 20 microseconds, a few times what lies between two operations of a step.
 const SPINS: u32 = 500;
+
+/// Looks at the flag after others were let onto the core: about a millisecond, longer than threads of one product lie apart.
+const YIELDS: u32 = 2000;
 
 /// Threads that run jobs together with their caller.
 #[derive(Debug)]
@@ -201,13 +205,13 @@ fn run_share(task: &(dyn Fn(usize) + Sync), tasks: usize, first: usize, step: us
     (first..tasks).step_by(step).for_each(task);
 }
 
-/// Spins, then parks until an `unpark` makes `waiting` false.
+/// Spins, then yields, then parks until an `unpark` makes `waiting` false.
 fn wait_while(waiting: impl Fn() -> bool) {
-    for _ in 0..SPINS {
+    for look in 0..SPINS + YIELDS {
         if !waiting() {
             return;
         }
-        std::hint::spin_loop();
+        if look < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
     }
     while waiting() {
         thread::park();
