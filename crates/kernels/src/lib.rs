@@ -6,6 +6,7 @@
 //! ```text
 //! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, pointwise
 //!                        ─► quant::Dot (integer vectors) ─► quant: products of 8-bit and 4-bit weights
+//!                        ─► tiles::Tiles (tile registers, on some CPUs) ─► matmul of bf16 weights, quant
 //! Pool (threads)         ─► split by output element, never by what is summed
 //! KvArena, MappedFile    ─► where keys, values and weights lie; KvMemory, Checksum: how KV leaves the process
 //! ```
@@ -27,6 +28,7 @@ mod quant;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod tiles;
 
 pub use arena::{KvArena, KvElement, KvHalf, KvLayer, KvRow, KvRows, KvShape};
 pub use attention::{AttentionShape, attention};

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::quant::dot::{self, Dot, DotKernel};
-use crate::quant::tiles::{self, ROW_BYTES, SIDE, Tiles};
+use crate::quant::tiles;
 use crate::simd::{Kernel, Simd};
+use crate::tiles::{ROW_BYTES, SIDE, Tiles};
 use crate::{Isa, Pool};
 
 /// Chains of dependent multiply-adds: more than latency x ports of any CPU we know (4 x 2), and few enough for 16 registers.
@@ -106,7 +107,7 @@ impl DotKernel for DotChains {
     unsafe fn run<D: Dot, T: Tiles>(self) -> usize {
         // SAFETY: the caller vouches for `D` and `T`.
         unsafe {
-            match T::configure(ROW_BYTES) {
+            match T::configure(&tiles::shapes(ROW_BYTES)) {
                 Some(tiles) => self.tiles(tiles),
                 None => self.vectors::<D>(),
             }
@@ -127,10 +128,10 @@ impl DotChains {
             tiles.load::<X>(ones.as_ptr(), ROW_BYTES);
             tiles.load::<W>(ones.as_ptr(), ROW_BYTES);
             for _ in 0..self.steps {
-                tiles.dot::<{ tiles::SUMS[0] }, X, W>();
-                tiles.dot::<{ tiles::SUMS[1] }, X, W>();
-                tiles.dot::<{ tiles::SUMS[2] }, X, W>();
-                tiles.dot::<{ tiles::SUMS[3] }, X, W>();
+                tiles.dot_bytes::<{ tiles::SUMS[0] }, X, W>();
+                tiles.dot_bytes::<{ tiles::SUMS[1] }, X, W>();
+                tiles.dot_bytes::<{ tiles::SUMS[2] }, X, W>();
+                tiles.dot_bytes::<{ tiles::SUMS[3] }, X, W>();
             }
         }
         tiles::SUMS.len() * self.steps * SIDE * SIDE * ROW_BYTES
@@ -186,6 +187,7 @@ impl Kernel for Sum<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiles::TileUnit;
 
     #[test]
     fn the_loops_do_the_work_that_is_counted() {
@@ -201,12 +203,10 @@ mod tests {
 
     #[test]
     fn chains_of_vectors_and_of_tiles_say_how_much_they_multiply() {
-        for isa in Isa::available().into_iter().filter(|isa| isa.as_str() != "amx") {
-            assert_eq!(dot::run(isa, DotChains { steps: 3 }), 3 * 64 * CHAINS, "{isa}");
+        for isa in Isa::all() {
+            let expected = if isa.tiles() == TileUnit::None { 3 * 64 * CHAINS } else { 3 * 4 * 16 * 16 * 64 };
+            assert_eq!(dot::run(isa, DotChains { steps: 3 }), expected, "{isa}");
         }
-        // SAFETY: plain Rust, on every CPU.
-        let by_tiles = unsafe { DotChains { steps: 3 }.run::<dot::Portable, tiles::Emulated>() };
-        assert_eq!(by_tiles, 3 * 4 * 16 * 16 * 64);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! tile    ─► those times a few columns, sums in registers (tile.rs)
 //! ```
 //!
+//! Where there are tile registers, products with bf16 weights go by them instead (tiled.rs).
+//!
 //! Every weight is loaded along its row, where memory is fastest, and taken apart at two instructions for 32 of them; so weights need
 //! no second, packed copy.
 
@@ -21,6 +23,7 @@ mod inputs;
 mod load;
 mod segments;
 mod tile;
+mod tiled;
 mod weight;
 
 use std::ops::Range;
@@ -30,9 +33,12 @@ use inputs::{Part, Tiles};
 pub(crate) use load::{Bf16, F32, widen};
 pub(crate) use segments::WAITING;
 pub use segments::{SEGMENTS, Segments, tree_sum};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use tiled::sums_are_right;
 pub use weight::{Element, WeightView};
 
 use crate::simd::{Isa, Kernel, Simd};
+use crate::tiles::TileUnit;
 use crate::{Pool, pool::SharedMut};
 use load::{F16, Load};
 use tile::{OUTPUTS, Tile, columns_max};
@@ -50,13 +56,21 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     if out.is_empty() {
         return;
     }
+    let out = SharedMut::new(out);
+    if by_tiles(isa, w.element) {
+        return tiled::matmul(isa, pool, &x.tiled, w, bias, &out);
+    }
     // Few tasks, so that each reads one long run of memory.
     let share = w.rows.div_ceil(pool.threads());
-    let out = SharedMut::new(out);
     pool.run(w.rows.div_ceil(share), |task| {
         let columns = task * share..((task + 1) * share).min(w.rows);
         isa.run(Columns { x, w, bias, columns, tiles: Tiles::of(isa, x.rows()), out: &out });
     });
+}
+
+/// Products with these weights go by tile registers.
+fn by_tiles(isa: Isa, element: Element) -> bool {
+    isa.tiles() != TileUnit::None && element == Element::Bf16
 }
 
 /// All rows of `x` times some columns (rows of `w`); one thread's task.

@@ -11,7 +11,7 @@
 //! ```text
 //! Groups  ─► where both sides are cut        QuantizedMatrix ─► weights, packed at load (pack.rs)
 //! Dot     ─► integer vectors of a level      QuantizedRows   ─► inputs, once for all products that share them (rows.rs)
-//! Tiles   ─► tile registers, on some CPUs
+//! tiles   ─► the same sums by tile registers, on some CPUs
 //! ```
 
 pub(crate) mod dot;

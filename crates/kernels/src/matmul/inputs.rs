@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::by_tiles;
 use super::segments::{Segments, TreeStep};
 use super::tile::rows_max;
+use super::tiled::TiledInputs;
 use super::weight::Element;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::{Pool, pool::SharedMut};
@@ -30,6 +32,8 @@ pub struct Inputs {
     start: usize,
     rows: usize,
     layout: Option<Layout>,
+    /// Instead of all that, where products go by tile registers.
+    pub(super) tiled: TiledInputs,
 }
 
 /// How a row is laid out: each segment padded with 0 to whole steps.
@@ -58,9 +62,14 @@ impl Inputs {
     pub fn fill(&mut self, isa: Isa, pool: &Pool, element: Element, segments: &Segments, x: &[f32]) {
         let width = segments.len();
         assert!(width > 0 && x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
+        self.rows = x.len() / width;
+        self.layout = None;
+        self.tiled.clear();
+        if by_tiles(isa, element) {
+            return self.tiled.fill(isa, pool, segments, x);
+        }
         let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
         let padded = layout.padded();
-        self.rows = x.len() / width;
         self.layout = Some(layout);
         self.values.resize(self.rows * padded + MAX_LANES, 0.0);
         self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
@@ -95,6 +104,9 @@ impl Inputs {
 
     /// They were laid out for this level, and for weights of this type with rows of this length.
     pub(super) fn fit(&self, isa: Isa, element: Element, k: usize) -> bool {
+        if by_tiles(isa, element) {
+            return self.tiled.fit(k);
+        }
         let fits = |layout: Layout| {
             layout.isa == isa && layout.interleaved == element.interleaved() && layout.segments.len() == k
         };

@@ -8,11 +8,11 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-pub(crate) use portable::Portable;
+use portable::Portable;
 
 use super::LANES;
-use super::tiles::{NoTiles, Tiles};
 use crate::Isa;
+use crate::tiles::{Emulated, NoTiles, TileUnit, Tiles};
 
 /// Multiplications in one [`Dot::dot`].
 pub(crate) const PRODUCTS: usize = 4 * LANES;
@@ -68,14 +68,14 @@ pub(crate) trait DotKernel {
 pub(crate) fn run<K: DotKernel>(isa: Isa, kernel: K) -> K::Output {
     // SAFETY (all arms): `isa` vouches for the instructions; `DotKernel` values are built by safe functions of this crate that have
     // checked every bound the kernel relies on.
-    #[cfg(target_arch = "x86_64")]
-    if isa.has_tiles() {
-        return unsafe { vnni::run::<K, super::tiles::amx::Amx>(kernel) };
-    } else if isa.has_vnni() {
-        return unsafe { vnni::run::<K, NoTiles>(kernel) };
-    } else if isa.has_avx2() {
-        return unsafe { avx2::run(kernel) };
+    match isa.tiles() {
+        #[cfg(target_arch = "x86_64")]
+        TileUnit::Amx => unsafe { vnni::run::<K, crate::tiles::amx::Amx>(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        TileUnit::None if isa.has_vnni() => unsafe { vnni::run::<K, NoTiles>(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        TileUnit::None if isa.has_avx2() => unsafe { avx2::run(kernel) },
+        TileUnit::None => unsafe { kernel.run::<Portable, NoTiles>() },
+        TileUnit::Emulated => unsafe { kernel.run::<Portable, Emulated>() },
     }
-    let _ = isa;
-    unsafe { kernel.run::<Portable, NoTiles>() }
 }

@@ -8,11 +8,12 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::dot::{self, Dot, DotKernel};
-use super::tiles::{SIDE, Tiles};
+use super::tiles;
 use super::unit::{Ahead, EightBits, FourBits, Unit, Unpacked, Widened, dot_unit, unpack};
 use super::{Bits, LANES, QuantizedMatrix, QuantizedRows, UNIT};
 use crate::matmul::WAITING;
 use crate::pool::SharedMut;
+use crate::tiles::{SIDE, Tiles};
 use crate::{Isa, Pool};
 use tiled::tile_depth;
 
@@ -43,25 +44,6 @@ pub fn quantized_matmul(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    multiply(pool, x, w, bias, out, |panels| dot::run(isa, panels));
-}
-
-/// The same in plain Rust, with emulated tiles.
-#[cfg(test)]
-pub(super) fn emulated_matmul(pool: &Pool, x: &QuantizedRows, w: &QuantizedMatrix, out: &mut [f32]) {
-    // SAFETY: plain Rust, on every CPU.
-    multiply(pool, x, w, None, out, |panels| unsafe { panels.run::<dot::Portable, super::tiles::Emulated>() });
-}
-
-/// Hands each thread its panels.
-fn multiply(
-    pool: &Pool,
-    x: &QuantizedRows,
-    w: &QuantizedMatrix,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-    run: impl Fn(Panels<'_>) + Sync,
-) {
     assert_eq!(x.values.len(), x.rows * w.groups().padded_row(), "rows of other groups");
     assert_eq!(x.scales.len(), x.rows * w.groups().len(), "rows of other groups");
     assert_eq!(out.len(), x.rows * w.rows(), "output of another product");
@@ -72,7 +54,7 @@ fn multiply(
     let out = SharedMut::new(out);
     pool.run(panels.div_ceil(share), |task| {
         let panels = task * share..((task + 1) * share).min(panels);
-        run(Panels { x, w, bias, panels, out: &out });
+        dot::run(isa, Panels { x, w, bias, panels, out: &out });
     });
 }
 
@@ -133,7 +115,7 @@ impl Panels<'_> {
     #[inline(always)]
     unsafe fn all<D: Dot, U: Unit, T: Tiles>(&self) {
         // SAFETY: tiles exist where `T` does.
-        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(tile_depth::<U>()) } };
+        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(&tiles::shapes(tile_depth::<U>())) } };
         let room = &mut Room { unpacked: Unpacked::new(), tiles };
         let mut sums = Sums::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();

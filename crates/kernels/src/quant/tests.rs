@@ -29,15 +29,6 @@ fn rows(isa: Isa, pool: &Pool, x: &[f32], w: &QuantizedMatrix) -> QuantizedRows 
     rows
 }
 
-/// The product in plain Rust, with emulated tiles.
-fn emulated(x: &[f32], w: &QuantizedMatrix) -> Vec<f32> {
-    let pool = Pool::new("test", 1).unwrap();
-    let rows = rows(Isa::PORTABLE, &pool, x, w);
-    let mut out = vec![f32::NAN; rows.rows * w.rows()];
-    product::emulated_matmul(&pool, &rows, w, &mut out);
-    out
-}
-
 /// What the module promises, written out: whole numbers per group, then the scales, groups in order, segments as a tree.
 fn plain(x: &[f32], w: &[f32], groups: &Groups) -> f32 {
     let of_group = |index: usize| {
@@ -76,10 +67,9 @@ proptest! {
                 .flat_map(|x| weights.chunks_exact(k).map(|w| plain(x, w, &groups)).collect::<Vec<_>>())
                 .collect();
             let packed = pack(&view, &groups);
-            for isa in Isa::available() {
+            for isa in Isa::all() {
                 prop_assert_eq!(bits(&product(isa, threads, &x, &packed)), bits(&expected), "{} {:?}", isa, kind);
             }
-            prop_assert_eq!(bits(&emulated(&x, &packed)), bits(&expected), "emulated tiles {:?}", kind);
         }
     }
 
@@ -90,7 +80,7 @@ proptest! {
             let k = (8 * k8 + 3).next_multiple_of(ranks);
             let (bytes, x) = (stored(&values(seed, n * k)), values(seed ^ 1, m * k));
             let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
-            for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::available().into_iter().map(move |isa| (kind, isa))) {
+            for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::all().into_iter().map(move |isa| (kind, isa))) {
                 let whole = product(isa, 1, &x, &pack(&view, &Groups::new(kind, Segments::of_rank(k, 0, 1))));
                 let share = k / ranks;
                 let parts: Vec<Vec<f32>> = (0..ranks).map(|rank| {
@@ -123,10 +113,9 @@ fn parts_of_rows_and_of_the_inner_dimension_do_not_show() {
         for (kind, segments) in BITS.into_iter().zip([Segments::whole(k), Segments::of_rank(k, 0, 1)]) {
             let packed = pack(&view, &Groups::new(kind, segments));
             let alone: Vec<f32> = x.chunks_exact(k).flat_map(|x| product(Isa::PORTABLE, 1, x, &packed)).collect();
-            for isa in Isa::available() {
+            for isa in Isa::all() {
                 assert_eq!(bits(&product(isa, 2, &x, &packed)), bits(&alone), "{isa} {kind:?} {m} {k} {n}");
             }
-            assert_eq!(bits(&emulated(&x, &packed)), bits(&alone), "emulated tiles {kind:?} {m} {k} {n}");
             let expected: Vec<f32> = weights.chunks_exact(k).map(|w| plain(&x[..k], w, packed.groups())).collect();
             assert_eq!(bits(&alone[..n]), bits(&expected), "{kind:?} {m} {k} {n}");
         }
@@ -143,7 +132,7 @@ fn errors_are_those_of_the_bits() {
     for (kind, lost, wrong) in [(Bits::Eight, 0.005, 0.01), (Bits::Four, 0.09, 0.1)] {
         let packed = pack(&view, &Groups::new(kind, Segments::whole(k)));
         assert!(packed.error() > lost / 4.0 && packed.error() < lost, "{kind:?}: {}", packed.error());
-        let found = product(*Isa::available().last().unwrap(), 2, &x, &packed);
+        let found = product(*Isa::all().last().unwrap(), 2, &x, &packed);
         let (mut error, mut all) = (0.0, 0.0);
         for (index, found) in found.iter().enumerate() {
             let (x, w) = (&x[index / n * k..][..k], &weights[index % n * k..][..k]);
@@ -160,7 +149,7 @@ fn bias_is_added_and_zeros_stay_zeros() {
     let bytes = stored(&[0.0; 3 * 8]);
     let view = WeightView::new(&bytes, Element::F32, 3, 8).unwrap();
     let pool = Pool::new("test", 1).unwrap();
-    for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::available().into_iter().map(move |isa| (kind, isa))) {
+    for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::all().into_iter().map(move |isa| (kind, isa))) {
         let packed = pack(&view, &Groups::new(kind, Segments::whole(8)));
         let (mut rows, mut out) = (QuantizedRows::default(), vec![f32::NAN; 6]);
         rows.fill(isa, &pool, packed.groups(), &[0.0; 16]);
@@ -175,7 +164,7 @@ fn what_is_not_a_number_stays_so() {
     let bytes = stored(&values(5, 16 * 40));
     let packed =
         pack(&WeightView::new(&bytes, Element::F32, 16, 40).unwrap(), &Groups::new(Bits::Eight, Segments::whole(40)));
-    for isa in Isa::available() {
+    for isa in Isa::all() {
         for damage in [f32::NAN, f32::INFINITY] {
             let mut x = values(6, 40);
             x[7] = damage;

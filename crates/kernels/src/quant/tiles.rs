@@ -1,97 +1,22 @@
-//! Tile registers (AMX): products of whole matrices of bytes, sixteen rows by sixteen columns at once.
-//!
-//! Sums are exact integers, so tiles give the bits that vectors give. Only the five operations of [`Tiles`] differ between the
-//! machine's instructions ([`amx`]) and a plain emulation of them; everything built on them is tested with the emulation on any
-//! machine. The instructions themselves are compared with the emulation before they are first used.
-//!
-//! Names and shapes follow the Intel 64 manual: a tile is at most 16 rows of 64 bytes; a multiplicand B holds four neighbouring `k`
-//! of a column side by side, which is how packed weights lie in memory anyway.
+//! Products of bytes by tile registers. Sums are exact integers, so tiles give the bits that vectors give.
 
-#![expect(unsafe_code, reason = "raw loads and stores; contracts stand at each function")]
+#![expect(unsafe_code, reason = "tiles; contracts stand at each function")]
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
-mod emulated;
+use crate::tiles::{Emulated, ROW_BYTES, SIDE, Shapes, Tiles};
 
-pub(crate) use emulated::Emulated;
-
-/// Rows of a tile, and columns of a tile of sums.
-pub(crate) const SIDE: usize = 16;
-
-/// Bytes of a row of a tile, at most.
-pub(crate) const DEPTH_MAX: usize = 64;
-
-/// Bytes from one row to the next of a tile of sums, and of one of weights.
-pub(crate) const ROW_BYTES: usize = 64;
+/// Bytes of a row of inputs in a tile, at most.
+pub(crate) const DEPTH_MAX: usize = ROW_BYTES;
 
 /// What the tiles are used for.
 pub(crate) const SUMS: [usize; 4] = [0, 1, 2, 3];
 pub(crate) const INPUTS: usize = 4;
 pub(crate) const WEIGHTS: [usize; 2] = [5, 6];
 
-/// The tile registers of this thread, until dropped.
-///
-/// # Safety
-/// Every function needs a CPU and a process that may use tiles, and tile numbers as configured. A load or store touches as many rows
-/// and bytes as the tile has.
-pub(crate) trait Tiles: Sized {
-    /// Sets the tiles up for inputs of `depth` bytes a row: a multiple of 4, at most [`DEPTH_MAX`]. `None` if there are none.
-    unsafe fn configure(depth: usize) -> Option<Self>;
-    unsafe fn zero<const TILE: usize>(&mut self);
-    /// Rows are `stride` bytes apart.
-    unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize);
-    /// `C[row][column] += A[row][..] . B[..][column]`: signed bytes of `A` times unsigned bytes of `B`.
-    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
-    /// Rows are [`ROW_BYTES`] apart.
-    unsafe fn store<const TILE: usize>(&self, to: *mut i32);
-}
-
-/// The tiles of a level without any.
-pub(crate) enum NoTiles {}
-
-// SAFETY (all functions): there is no value to call them with.
-impl Tiles for NoTiles {
-    unsafe fn configure(_: usize) -> Option<Self> {
-        None
-    }
-    unsafe fn zero<const TILE: usize>(&mut self) {
-        match *self {}
-    }
-    unsafe fn load<const TILE: usize>(&mut self, _: *const u8, _: usize) {
-        match *self {}
-    }
-    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
-        match *self {}
-    }
-    unsafe fn store<const TILE: usize>(&self, _: *mut i32) {
-        match *self {}
-    }
-}
-
-/// Shapes of all tiles, in the form that `ldtilecfg` reads (palette 1).
-#[repr(C, align(64))]
-pub(crate) struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Shapes {
-    /// Sums and rows of inputs are SIDE rows; `depth` bytes of an input meet `depth / 4` rows of weights.
-    pub(crate) fn new(depth: usize) -> Self {
-        assert!(depth.is_multiple_of(4) && (4..=DEPTH_MAX).contains(&depth), "tiles of {depth} bytes a row");
-        let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut shape = |tile: usize, rows: usize, bytes: usize| {
-            shapes.rows[tile] = rows as u8;
-            shapes.row_bytes[tile] = bytes as u16;
-        };
-        SUMS.into_iter().for_each(|tile| shape(tile, SIDE, ROW_BYTES));
-        shape(INPUTS, SIDE, depth);
-        WEIGHTS.into_iter().for_each(|tile| shape(tile, depth / 4, ROW_BYTES));
-        shapes
-    }
+/// Sums and rows of inputs are SIDE rows; `depth` bytes of an input meet `depth / 4` rows of weights, which is how packed weights lie
+/// in memory anyway.
+pub(crate) fn shapes(depth: usize) -> Shapes {
+    let (sums, inputs, weights) = ((SIDE, ROW_BYTES), (SIDE, depth), (depth / 4, ROW_BYTES));
+    Shapes::new([sums, sums, sums, sums, inputs, weights, weights, (0, 0)])
 }
 
 /// Sixteen rows of inputs, `stride` bytes apart, times `depth * steps` values of two panels of weights:
@@ -112,24 +37,35 @@ pub(crate) unsafe fn product<T: Tiles>(
     const RIGHT: usize = SUMS[1];
     const W_LEFT: usize = WEIGHTS[0];
     const W_RIGHT: usize = WEIGHTS[1];
-    // SAFETY: each step reads `depth` values of each row and column; tile numbers are those of `Shapes`.
+    // SAFETY: each step reads `depth` values of each row and column; tile numbers are those of `shapes`.
     unsafe {
         tiles.zero::<LEFT>();
         tiles.zero::<RIGHT>();
         for step in 0..steps {
             tiles.load::<INPUTS>(x.add(step * depth).cast(), stride);
             tiles.load::<W_LEFT>(w[0].add(step * depth * SIDE), ROW_BYTES);
-            tiles.dot::<LEFT, INPUTS, W_LEFT>();
+            tiles.dot_bytes::<LEFT, INPUTS, W_LEFT>();
             tiles.load::<W_RIGHT>(w[1].add(step * depth * SIDE), ROW_BYTES);
-            tiles.dot::<RIGHT, INPUTS, W_RIGHT>();
+            tiles.dot_bytes::<RIGHT, INPUTS, W_RIGHT>();
         }
-        tiles.store::<LEFT>(to);
-        tiles.store::<RIGHT>(to.add(SIDE * SIDE));
+        tiles.store::<LEFT>(to.cast());
+        tiles.store::<RIGHT>(to.add(SIDE * SIDE).cast());
     }
 }
 
+/// Products of some random bytes by these tiles, of all depths that packed weights have, equal those of the emulation.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn sums_are_right<T: Tiles>() -> bool {
+    [DEPTH_MAX, DEPTH_MAX / 2].into_iter().all(|depth| {
+        (1..=4).all(|seed| {
+            let sample = Sample::new(seed, depth, seed as usize);
+            sample.run::<T>() == sample.run::<Emulated>()
+        })
+    })
+}
+
 /// A product whose sums are known.
-pub(crate) struct Sample {
+struct Sample {
     depth: usize,
     steps: usize,
     /// `[row][k]`
@@ -140,7 +76,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// Bytes of every value, in an order that `seed` names.
-    pub(crate) fn new(seed: u64, depth: usize, steps: usize) -> Self {
+    fn new(seed: u64, depth: usize, steps: usize) -> Self {
         let mut state = seed;
         let mut bytes = |count: usize| -> Vec<u8> {
             let next = || {
@@ -156,12 +92,12 @@ impl Sample {
     }
 
     /// `[panel][row][column]` by these tiles.
-    pub(crate) fn run<T: Tiles>(&self) -> Option<Vec<i32>> {
+    fn run<T: Tiles>(&self) -> Option<Vec<i32>> {
         let (stride, mut out) = (self.depth * self.steps, vec![i32::MIN; 2 * SIDE * SIDE]);
         let w = [self.w[0].as_ptr(), self.w[1].as_ptr()];
         // SAFETY: tiles exist only where they may be used; the sample has these rows and columns, `out` two tiles.
         unsafe {
-            let mut tiles = T::configure(self.depth)?;
+            let mut tiles = T::configure(&shapes(self.depth))?;
             product(&mut tiles, (self.depth, self.steps), self.x.as_ptr(), stride, w, out.as_mut_ptr());
         }
         Some(out)
@@ -196,7 +132,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn the_instructions_multiply() {
-        use amx::{Amx, Support};
+        use crate::tiles::amx::{self, Amx, Support};
         match amx::support() {
             Support::Works => {}
             Support::Wrong => panic!("tile instructions give other sums than their emulation"),
@@ -206,16 +142,5 @@ mod tests {
             let sample = Sample::new(depth as u64, depth, 3);
             assert_eq!(sample.run::<Amx>(), Some(sample.plain()), "{depth} bytes a row");
         }
-    }
-
-    #[test]
-    fn shapes_are_as_the_manual_has_them() {
-        let shapes = Shapes::new(64);
-        // SAFETY: `Shapes` is 64 plain bytes without padding.
-        let bytes: [u8; 64] = unsafe { std::mem::transmute(shapes) };
-        assert_eq!((bytes[0], bytes[1]), (1, 0), "palette, first row");
-        assert_eq!(bytes[16..30], [64, 0].repeat(7), "bytes a row");
-        assert_eq!(bytes[48..55], [16; 7], "rows");
-        assert!(bytes[2..16].iter().chain(&bytes[30..48]).chain(&bytes[55..]).all(|byte| *byte == 0), "the rest");
     }
 }

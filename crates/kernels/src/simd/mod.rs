@@ -11,29 +11,33 @@ mod avx2;
 mod avx512;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use portable::Portable;
+
 use std::fmt;
 
 use crate::checksum::{STRIPE, To, eat_stripe};
+use crate::tiles::TileUnit;
 #[cfg(target_arch = "x86_64")]
-use {crate::quant::tiles::amx, avx2::Avx2, avx512::Avx512};
+use {crate::tiles::amx, avx2::Avx2, avx512::Avx512};
 
 /// Widest vector of any level: buffers padded to this many `f32` can be read in whole vectors.
 pub(crate) const MAX_LANES: usize = 16;
 
 /// The instruction-set level that kernels run on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Isa(Level);
+pub struct Isa {
+    vectors: Vectors,
+    tiles: TileUnit,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Level {
+enum Vectors {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// AVX-512 with integer dot products, and tiles.
-    #[cfg(target_arch = "x86_64")]
-    Amx(Avx512),
 }
 
 /// `PDSERVE_ISA` asks for what cannot be had.
@@ -46,28 +50,56 @@ pub struct IsaError {
 
 impl Isa {
     /// Plain Rust, on every machine.
-    pub const PORTABLE: Isa = Isa(Level::Portable);
+    pub const PORTABLE: Isa = Isa { vectors: Vectors::Portable, tiles: TileUnit::None };
 
     /// Every level that this machine has, slowest first.
     pub fn available() -> Vec<Isa> {
         Self::levels().collect()
     }
 
-    /// Looks at a level only when it is asked for: one that is not named is not tried either.
-    fn levels() -> impl Iterator<Item = Isa> {
-        let levels: &[fn() -> Option<Level>] = &[
-            || Some(Level::Portable),
-            #[cfg(target_arch = "x86_64")]
-            || Avx2::new().map(Level::Avx2),
-            #[cfg(target_arch = "x86_64")]
-            || Avx512::new().map(Level::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            || Avx512::new().filter(|_| amx_works()).map(Level::Amx),
-        ];
-        levels.iter().filter_map(|level| level()).map(Isa)
+    /// Every level that can be named: the emulated one, and those of this machine.
+    pub fn all() -> Vec<Isa> {
+        Self::names().collect()
     }
 
-    /// The fastest level, or the one that the variable `PDSERVE_ISA` names: `portable`, `avx2`, `avx512` or `amx`.
+    fn names() -> impl Iterator<Item = Isa> {
+        std::iter::once_with(Self::emulated).chain(Self::levels())
+    }
+
+    /// Looks at a level only when it is asked for: one that is not named is not tried either.
+    fn levels() -> impl Iterator<Item = Isa> {
+        let plain = Self::vectors().map(|vectors| Isa { vectors, tiles: TileUnit::None });
+        plain.chain(std::iter::once_with(Self::amx).flatten())
+    }
+
+    fn vectors() -> impl Iterator<Item = Vectors> {
+        let levels: &[fn() -> Option<Vectors>] = &[
+            || Some(Vectors::Portable),
+            #[cfg(target_arch = "x86_64")]
+            || Avx2::new().map(Vectors::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            || Avx512::new().map(Vectors::Avx512),
+        ];
+        levels.iter().filter_map(|level| level())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn amx() -> Option<Isa> {
+        let vectors = Avx512::new().filter(|_| amx_works()).map(Vectors::Avx512)?;
+        Some(Isa { vectors, tiles: TileUnit::Amx })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn amx() -> Option<Isa> {
+        None
+    }
+
+    /// The arithmetic of AMX on any machine, far slower: the best vectors, and tiles in plain Rust.
+    fn emulated() -> Isa {
+        Isa { vectors: Self::vectors().last().unwrap_or(Vectors::Portable), tiles: TileUnit::Emulated }
+    }
+
+    /// The fastest level, or the one that the variable `PDSERVE_ISA` names: `portable`, `avx2`, `avx512`, `amx` or `amx-emulated`.
     pub fn from_env() -> Result<Isa, IsaError> {
         let wanted = std::env::var("PDSERVE_ISA").ok();
         Self::named(wanted.as_deref())
@@ -76,9 +108,9 @@ impl Isa {
     fn named(wanted: Option<&str>) -> Result<Isa, IsaError> {
         match wanted {
             None | Some("") => Ok(Self::levels().last().unwrap_or(Isa::PORTABLE)),
-            Some(name) => Self::levels().find(|isa| isa.as_str() == name).ok_or_else(|| IsaError {
+            Some(name) => Self::names().find(|isa| isa.as_str() == name).ok_or_else(|| IsaError {
                 found: name.to_owned(),
-                available: Self::levels().map(|isa| isa.to_string()).collect(),
+                available: Self::names().map(|isa| isa.to_string()).collect(),
             }),
         }
     }
@@ -86,21 +118,22 @@ impl Isa {
     /// The level, and why it is not a better one, for logs.
     pub fn describe(self) -> String {
         #[cfg(target_arch = "x86_64")]
-        if matches!(self.0, Level::Avx512(_)) {
+        if matches!(self.vectors, Vectors::Avx512(_)) && self.tiles == TileUnit::None {
             return format!("{self} (AMX {})", amx::support());
         }
         self.to_string()
     }
 
     pub fn as_str(self) -> &'static str {
-        match self.0 {
-            Level::Portable => "portable",
+        match (self.tiles, self.vectors) {
+            (TileUnit::Emulated, _) => "amx-emulated",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "avx2",
+            (TileUnit::Amx, _) => "amx",
+            (TileUnit::None, Vectors::Portable) => "portable",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "avx512",
+            (TileUnit::None, Vectors::Avx2(_)) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Level::Amx(_) => "amx",
+            (TileUnit::None, Vectors::Avx512(_)) => "avx512",
         }
     }
 
@@ -120,31 +153,30 @@ impl Isa {
     /// The CPU has AVX2, and this level may use it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
-        matches!(self.0, Level::Avx2(_) | Level::Avx512(_) | Level::Amx(_)) && is_x86_feature_detected!("avx2")
+        matches!(self.vectors, Vectors::Avx2(_) | Vectors::Avx512(_)) && is_x86_feature_detected!("avx2")
     }
 
     /// The CPU has AVX-512 with integer dot products (VNNI), and this level may use them.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_vnni(self) -> bool {
-        matches!(self.0, Level::Avx512(_) | Level::Amx(_)) && is_x86_feature_detected!("avx512vnni")
+        matches!(self.vectors, Vectors::Avx512(_)) && is_x86_feature_detected!("avx512vnni")
     }
 
-    /// This level may use tile registers.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn has_tiles(self) -> bool {
-        matches!(self.0, Level::Amx(_))
+    /// The tile registers that this level may use.
+    pub(crate) fn tiles(self) -> TileUnit {
+        self.tiles
     }
 
     /// Runs `kernel` compiled for this level.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY (all arms): the level's token exists, so the CPU has the instructions; `Kernel` values are built by safe functions of
         // this crate that have checked every bound the kernel relies on.
-        match self.0 {
-            Level::Portable => unsafe { kernel.run::<portable::Portable>() },
+        match self.vectors {
+            Vectors::Portable => unsafe { kernel.run::<portable::Portable>() },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => unsafe { avx2::run(kernel) },
+            Vectors::Avx2(_) => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) | Level::Amx(_) => unsafe { avx512::run(kernel) },
+            Vectors::Avx512(_) => unsafe { avx512::run(kernel) },
         }
     }
 }
@@ -413,6 +445,7 @@ mod tests {
         assert_eq!(Isa::named(Some("portable")), Ok(Isa::PORTABLE));
         assert_eq!(Isa::named(None).ok(), Isa::available().last().copied());
         let error = Isa::named(Some("sse9")).unwrap_err().to_string();
-        assert!(error.starts_with("PDSERVE_ISA is `sse9`, this machine has: portable"), "{error}");
+        assert!(error.starts_with("PDSERVE_ISA is `sse9`, this machine has: amx-emulated, portable"), "{error}");
+        assert_eq!(Isa::named(Some("amx-emulated")).map(|isa| isa.tiles), Ok(TileUnit::Emulated));
     }
 }

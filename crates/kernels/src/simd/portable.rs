@@ -7,7 +7,7 @@ use super::{MAX_LANES, Simd};
 const LANES: usize = 8;
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 // SAFETY (all functions): see `Simd`; needs no special instructions, and reads and writes exactly the lanes named.
 impl Simd for Portable {

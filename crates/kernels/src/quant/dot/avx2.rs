@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, NoTiles};
+use super::{Dot, DotKernel};
+use crate::tiles::NoTiles;
 
 #[derive(Clone, Copy)]
 struct Avx2;

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, Tiles};
+use super::{Dot, DotKernel};
+use crate::tiles::Tiles;
 
 #[derive(Clone, Copy)]
 struct Vnni;

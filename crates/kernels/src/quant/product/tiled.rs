@@ -3,10 +3,11 @@
 #![expect(unsafe_code, reason = "tiles and vector loads; contracts stand at each function")]
 
 use super::super::dot::Dot;
-use super::super::tiles::{self, DEPTH_MAX, SIDE, Tiles};
+use super::super::tiles::{self, DEPTH_MAX};
 use super::super::unit::Unit;
 use super::super::{LANES, UNIT};
 use super::{PANELS, Panels, Part, TILE_ROWS};
+use crate::tiles::{SIDE, Tiles};
 
 /// Values of a row of inputs in a tile: a whole part of a group.
 pub(super) const fn tile_depth<U: Unit>() -> usize {

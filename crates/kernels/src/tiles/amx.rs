@@ -1,4 +1,4 @@
-//! The tile instructions of x86-64 (AMX-TILE, AMX-INT8), as inline assembly: stable Rust has no intrinsics for them.
+//! The tile instructions of x86-64 (AMX-TILE, AMX-INT8, AMX-BF16), as inline assembly: stable Rust has no intrinsics for them.
 //!
 //! Tile numbers are part of an instruction's text. Nothing but this file touches tile registers, and the compiler keeps nothing of its
 //! own there, so they hold their values from one block of assembly to the next.
@@ -10,7 +10,8 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::{DEPTH_MAX, Emulated, ROW_BYTES, Sample, Shapes, Tiles};
+use super::{ROW_BYTES, Shapes, Tiles};
+use crate::{matmul, quant};
 
 /// What became of the machine's tile instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +44,7 @@ pub(crate) fn support() -> Support {
             Support::Absent
         } else if !system_grants_tiles() {
             Support::Refused
-        } else if !sums_are_right() {
+        } else if !(quant::tiles::sums_are_right::<Amx>() && matmul::sums_are_right::<Amx>()) {
             Support::Wrong
         } else {
             Support::Works
@@ -52,13 +53,15 @@ pub(crate) fn support() -> Support {
 }
 
 /// Bits of CPUID leaf 7, EDX.
+const AMX_BF16: u32 = 1 << 22;
 const AMX_TILE: u32 = 1 << 24;
 const AMX_INT8: u32 = 1 << 25;
 
 /// The instructions are there, with tiles of the shape that [`Shapes`] speaks of.
 fn cpu_has_tiles() -> bool {
     const PALETTES: u32 = 0x1D;
-    if __cpuid(0).eax < PALETTES || __cpuid_count(7, 0).edx & (AMX_TILE | AMX_INT8) != (AMX_TILE | AMX_INT8) {
+    const ALL: u32 = AMX_BF16 | AMX_TILE | AMX_INT8;
+    if __cpuid(0).eax < PALETTES || __cpuid_count(7, 0).edx & ALL != ALL {
         return false;
     }
     let palette = __cpuid_count(PALETTES, 1);
@@ -111,25 +114,14 @@ fn permission() -> bool {
     false
 }
 
-/// Products of some random tiles, of all depths that packed weights have, equal those of the emulation.
-fn sums_are_right() -> bool {
-    [DEPTH_MAX, DEPTH_MAX / 2].into_iter().all(|depth| {
-        (1..=4).all(|seed| {
-            let sample = Sample::new(seed, depth, seed as usize);
-            sample.run::<Amx>() == sample.run::<Emulated>()
-        })
-    })
-}
-
 /// The machine's own tile registers.
 pub(crate) struct Amx(());
 
 // SAFETY (all functions): see `Tiles`. Assembly is not marked `nomem`, so that writes to what it reads come before it.
 impl Tiles for Amx {
     #[inline(always)]
-    unsafe fn configure(depth: usize) -> Option<Self> {
-        let shapes = Shapes::new(depth);
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, preserves_flags)) };
+    unsafe fn configure(shapes: &Shapes) -> Option<Self> {
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shapes, options(nostack, preserves_flags)) };
         Some(Self(()))
     }
     #[inline(always)]
@@ -140,22 +132,28 @@ impl Tiles for Amx {
     unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize) {
         unsafe {
             asm!(
-                "tileloadd tmm{}, [{} + {}]", const TILE, in(reg) from, in(reg) stride,
+                "tileloadd tmm{}, [{} + {}*1]", const TILE, in(reg) from, in(reg) stride,
                 options(nostack, preserves_flags),
             );
         }
     }
     #[inline(always)]
-    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
+    unsafe fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
         unsafe {
             asm!("tdpbsud tmm{}, tmm{}, tmm{}", const C, const A, const B, options(nostack, preserves_flags));
         }
     }
     #[inline(always)]
-    unsafe fn store<const TILE: usize>(&self, to: *mut i32) {
+    unsafe fn dot_bf16<const C: usize, const A: usize, const B: usize>(&mut self) {
+        unsafe {
+            asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const C, const A, const B, options(nostack, preserves_flags));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store<const TILE: usize>(&self, to: *mut u8) {
         unsafe {
             asm!(
-                "tilestored [{} + {}], tmm{}", in(reg) to, in(reg) ROW_BYTES, const TILE,
+                "tilestored [{} + {}*1], tmm{}", in(reg) to, in(reg) ROW_BYTES, const TILE,
                 options(nostack, preserves_flags),
             );
         }

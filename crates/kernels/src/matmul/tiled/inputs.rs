@@ -1,0 +1,171 @@
+//! The left side of products by tiles: rounded to bf16 and laid out pair by pair.
+
+#![expect(unsafe_code, reason = "disjoint writes from several threads")]
+
+use super::super::segments::{Segments, TreeStep};
+use super::block::DEPTH;
+use crate::simd::{Isa, Kernel, Simd};
+use crate::tiles::SIDE;
+use crate::{Pool, pool::SharedMut};
+
+/// Pairs in a line of memory.
+const LINE: usize = 16;
+
+/// With fewer values than this, waking a thread costs more than it helps.
+const FEW: usize = 1 << 14;
+
+/// Rows ready for products with bf16 weights. Kept from step to step, so that a warm step allocates nothing.
+#[derive(Default, Debug)]
+pub(in super::super) struct TiledInputs {
+    /// From `start` on `[tile][pair of padded k][column]`, two bf16 values each.
+    pairs: Vec<u32>,
+    /// Where a line of memory starts.
+    start: usize,
+    rows: usize,
+    segments: Option<Segments>,
+}
+
+/// A segment as the tiles read it.
+pub(super) struct Part {
+    /// Of the weights' rows.
+    pub(super) k: std::ops::Range<usize>,
+    /// Values of a padded row before it.
+    pub(super) at: usize,
+    pub(super) step: TreeStep,
+}
+
+impl TiledInputs {
+    /// Takes `x`, `[rows][k]`.
+    pub(in super::super) fn fill(&mut self, isa: Isa, pool: &Pool, segments: &Segments, x: &[f32]) {
+        let (width, padded) = (segments.len(), padded(segments));
+        self.rows = x.len() / width;
+        self.segments = Some(*segments);
+        let (tiles, columns) = (self.tiles(), self.columns());
+        let tile = padded / 2 * columns;
+        self.pairs.resize(tiles * tile + LINE, 0);
+        self.start = self.pairs.as_ptr().align_offset(4 * LINE).min(LINE);
+        let pairs = SharedMut::new(&mut self.pairs[self.start..]);
+        let share = if x.len() < FEW { tiles } else { tiles.div_ceil(pool.threads()) }.max(1);
+        pool.run(tiles.div_ceil(share), |task| {
+            for index in task * share..((task + 1) * share).min(tiles) {
+                let rows = index * columns..((index + 1) * columns).min(x.len() / width);
+                // SAFETY: each task has tiles of its own.
+                let to = unsafe { pairs.slice(index * tile, tile) };
+                isa.run(LayOut { x: &x[rows.start * width..rows.end * width], segments, columns, to });
+            }
+        });
+    }
+
+    /// Nothing is laid out.
+    pub(in super::super) fn clear(&mut self) {
+        self.segments = None;
+    }
+
+    pub(in super::super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// They were laid out for weights with rows of this length.
+    pub(in super::super) fn fit(&self, k: usize) -> bool {
+        self.segments.is_some_and(|segments| segments.len() == k)
+    }
+
+    /// Tiles of rows: as few as can be.
+    pub(super) fn tiles(&self) -> usize {
+        self.rows.div_ceil(SIDE)
+    }
+
+    /// Rows of a tile, as few as can be; the last one may have fewer.
+    pub(super) fn columns(&self) -> usize {
+        self.rows.div_ceil(self.tiles().max(1))
+    }
+
+    /// Bytes of a tile along all of `k`.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.segments.map_or(0, |segments| padded(&segments) / 2 * self.columns() * size_of::<u32>())
+    }
+
+    /// A tile from [`Part::at`] on.
+    pub(super) fn tile(&self, tile: usize, at: usize) -> *const u8 {
+        let first = self.start + tile * self.tile_bytes() / size_of::<u32>();
+        self.pairs[first + at / 2 * self.columns()..].as_ptr().cast()
+    }
+
+    /// The segments, in the order in which they are summed.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        let mut next = 0;
+        let segments = self.segments.iter().flat_map(|segments| segments.tree().zip(segments.ranges()));
+        segments.map(move |(step, k)| {
+            let at = next;
+            next += k.len().next_multiple_of(DEPTH);
+            Part { k, at, step }
+        })
+    }
+}
+
+/// Length of a row whose segments are whole steps.
+fn padded(segments: &Segments) -> usize {
+    segments.ranges().map(|k| k.len().next_multiple_of(DEPTH)).sum()
+}
+
+/// Lays a tile out.
+struct LayOut<'a> {
+    /// Its rows, `columns` of them at most.
+    x: &'a [f32],
+    segments: &'a Segments,
+    columns: usize,
+    /// `[pair of padded k][column]`
+    to: &'a mut [u32],
+}
+
+impl Kernel for LayOut<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, segments, columns, to } = self;
+        to.fill(0);
+        for (column, row) in x.chunks_exact(segments.len()).enumerate() {
+            let mut to = to.chunks_exact_mut(DEPTH / 2 * columns);
+            for k in segments.ranges() {
+                for (values, to) in row[k].chunks(DEPTH).zip(&mut to) {
+                    let mut step = [0.0; DEPTH];
+                    step[..values.len()].copy_from_slice(values);
+                    let step = step.map(rounded);
+                    for (pair, to) in step.chunks_exact(2).zip(to.chunks_exact_mut(columns)) {
+                        to[column] = pair[1] << 16 | pair[0];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bits of the nearest bf16 value, the even one of two; what is not a number stays so.
+#[inline(always)]
+fn rounded(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+    if value.is_nan() { bits >> 16 | 0x40 } else { nearest }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_and_even() {
+        let ends = [0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, f32::INFINITY, f32::NEG_INFINITY, 1e-42, -f32::MAX];
+        for value in crate::testing::values(1, 10_000).into_iter().chain(ends) {
+            assert_eq!(rounded(value), u32::from(bf16::from_f32(value).to_bits()), "{value}");
+        }
+        for (bits, expected) in [(0x3F80_8000, 0x3F80), (0x3F81_8000, 0x3F82), (0x3F80_8001, 0x3F81)] {
+            assert_eq!(rounded(f32::from_bits(bits)), expected, "{bits:x}");
+        }
+        for bits in [0x7F80_0001, 0x7FFF_FFFF, 0xFFC0_0000] {
+            assert!(f32::from_bits(rounded(f32::from_bits(bits)) << 16).is_nan(), "{bits:x}");
+        }
+    }
+}
