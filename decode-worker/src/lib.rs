@@ -25,19 +25,25 @@ pub use planner::DecodePlanner;
 pub struct Args {
     #[command(flatten)]
     pub worker: worker::WorkerArgs,
+
+    /// Prompt tokens that one step computes while others decode, who all wait for it: fewer = smaller gaps between their tokens.
+    /// 0 = as many as --max-num-batched-tokens leaves.
+    #[arg(long, value_name = "TOKENS", default_value_t = DecodePlanner::default().long_prefill_token_threshold)]
+    pub long_prefill_token_threshold: u32,
 }
 
 /// Runs the instance until SIGTERM or SIGINT has drained it.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    worker::run(&args.worker, Role::Decode, start).await
+    let planner = DecodePlanner { long_prefill_token_threshold: args.long_prefill_token_threshold };
+    worker::run(&args.worker, Role::Decode, async |config| start(config, planner).await).await
 }
 
 /// Loads the model and serves; returns when the ports listen.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
-    serve(Loaded::load(config, Box::new(DecodePlanner)).await?).await
+pub async fn start(config: Config, planner: DecodePlanner) -> anyhow::Result<Running> {
+    serve(Loaded::load(config, Box::new(planner)).await?).await
 }
 
-/// Serves with a model that is already in memory, by [`DecodePlanner`].
+/// Serves with a model that is already in memory.
 pub async fn serve(loaded: Loaded) -> anyhow::Result<Running> {
     let listener = loaded.bind().await?;
     let config = &loaded.config;

@@ -1,22 +1,52 @@
 //! Who runs next on D: every running sequence decodes, then whoever waits is admitted and local prompts are computed in what is
-//! left of the token budget.
+//! left of the token budget, a few tokens at a time while somebody decodes.
 //!
 //! Invariant: whoever stands first (by priority, then arrival) always gets its block, if need be from the last one, which is
 //! recomputed later; so whoever runs ends.
 
-use worker::{Plan, Planner, QueueView, SeqId, SeqView};
+use worker::{FULL_STEP, Plan, Planner, QueueView, SeqId, SeqView};
 
 /// See the module's head.
-pub struct DecodePlanner;
+#[derive(Clone, Copy, Debug)]
+pub struct DecodePlanner {
+    /// Prompt tokens of a step in which somebody decodes; 0 = as many as fit. All answers that run wait for them.
+    pub long_prefill_token_threshold: u32,
+}
+
+impl Default for DecodePlanner {
+    /// Half a [`FULL_STEP`]: nearly as fast per token, and half as long to wait for.
+    fn default() -> Self {
+        Self { long_prefill_token_threshold: FULL_STEP / 2 }
+    }
+}
 
 impl Planner for DecodePlanner {
     fn plan(&mut self, view: &QueueView<'_>) -> Plan {
         let mut room = Room::new(view);
         room.keep_running(view);
         room.decode(view);
+        room.prompt_tokens = self.prompt_tokens(view, room.plan.rows.is_empty());
+        room.compute_prompts(view);
         room.admit(view);
         room.plan
     }
+}
+
+impl DecodePlanner {
+    /// Prompt tokens that this step may compute; `undisturbed`: nobody decodes.
+    fn prompt_tokens(&self, view: &QueueView<'_>, undisturbed: bool) -> u32 {
+        let prompts = view.running.iter().filter(|seq| seq.pending > 1).chain(view.waiting);
+        match self.long_prefill_token_threshold {
+            _ if undisturbed => prompts.map(needs).next().unwrap_or(0).max(FULL_STEP),
+            0 => u32::MAX,
+            threshold => threshold,
+        }
+    }
+}
+
+/// Tokens to compute before the next can be drawn.
+fn needs(seq: &SeqView) -> u32 {
+    seq.pending.saturating_sub(seq.cached).max(1)
 }
 
 /// What is left to give in this step, and what was given.
@@ -24,6 +54,8 @@ struct Room {
     plan: Plan,
     blocks: u32,
     tokens: u32,
+    /// For sequences that need more than one, as far as `tokens` reach.
+    prompt_tokens: u32,
     slots: u32,
     /// Running sequences that get no block in this step.
     stalled: Vec<SeqId>,
@@ -40,6 +72,7 @@ impl Room {
             plan: Plan::default(),
             blocks: view.blocks_available,
             tokens: view.token_budget,
+            prompt_tokens: 0,
             slots: view.slots_total.saturating_sub(view.slots_used()),
             stalled: Vec::new(),
             holders,
@@ -75,12 +108,22 @@ impl Room {
         true
     }
 
-    /// One token for everyone who decodes, then chunks of running prompts, earliest first.
+    /// One token for everyone who decodes.
     fn decode(&mut self, view: &QueueView<'_>) {
-        let goes_on = |seq: &&SeqView| !self.plan.preempt.contains(&seq.id) && !self.stalled.contains(&seq.id);
-        let (decodes, prompts): (Vec<&SeqView>, Vec<&SeqView>) =
-            view.running.iter().filter(goes_on).partition(|seq| seq.pending == 1);
-        for seq in decodes.into_iter().chain(prompts) {
+        for seq in view.running.iter().filter(|seq| seq.pending == 1) {
+            self.go_on(seq);
+        }
+    }
+
+    /// Chunks of running prompts, earliest first.
+    fn compute_prompts(&mut self, view: &QueueView<'_>) {
+        for seq in view.running.iter().filter(|seq| seq.pending > 1) {
+            self.go_on(seq);
+        }
+    }
+
+    fn go_on(&mut self, seq: &SeqView) {
+        if !self.plan.preempt.contains(&seq.id) && !self.stalled.contains(&seq.id) {
             self.row(seq.id, seq.pending);
         }
     }
@@ -105,15 +148,26 @@ impl Room {
             }
             self.blocks = self.blocks.saturating_sub(seq.blocks_missing);
             self.slots = self.slots.saturating_sub(seq.slots);
-            self.plan.admit.push(seq.id);
-            self.row(seq.id, seq.pending.saturating_sub(seq.cached).max(1));
+            // A prompt whose turn comes in a later step keeps its room and holds up nobody whose KV is here.
+            if self.share(needs(seq)) > 0 {
+                self.plan.admit.push(seq.id);
+                self.row(seq.id, needs(seq));
+            }
         }
     }
 
+    /// How many of `pending` tokens this step can compute.
+    fn share(&self, pending: u32) -> u32 {
+        if pending > 1 { pending.min(self.prompt_tokens).min(self.tokens) } else { self.tokens.min(1) }
+    }
+
     fn row(&mut self, id: SeqId, pending: u32) {
-        let tokens = pending.min(self.tokens);
+        let tokens = self.share(pending);
         if tokens > 0 {
             self.tokens -= tokens;
+            if pending > 1 {
+                self.prompt_tokens -= tokens;
+            }
             self.plan.rows.push((id, tokens));
         }
     }

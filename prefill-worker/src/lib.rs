@@ -34,7 +34,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     serve(Loaded::load(config, Box::new(PrefillPlanner)).await?).await
 }
 
-/// Serves with a model that is already in memory, by [`PrefillPlanner`].
+/// Serves with a model that is already in memory.
 pub async fn serve(loaded: Loaded) -> anyhow::Result<Running> {
     let listener = loaded.bind().await?;
     let transfer = loaded.config.transfer(loaded.incarnation, &loaded.model.digest);

@@ -1,16 +1,17 @@
-//! Who runs next on P: prompts that have begun, then those that the prefix cache makes cheap, until the token budget is full. A part
-//! of the budget is kept for prompts that end in this very step, so that a long one does not make short ones wait for all its chunks.
+//! Who runs next on P: prompts that have begun, then those that the prefix cache makes cheap, until the step is full: of the first
+//! prompt as much as the token budget allows, of others only what makes the step worth its while. A part of it is kept for prompts
+//! that end in this very step, so that a long one does not make short ones wait for all its chunks.
 //!
 //! Invariant: within a priority nobody is passed over more than [`PATIENCE`] times, and nothing is ever preempted, since a prompt gets all its
 //! blocks before it begins.
 
-use worker::{Plan, Planner, QueueView, SeqId, SeqView};
+use worker::{FULL_STEP, Plan, Planner, QueueView, SeqId, SeqView};
 
 /// Admissions that a waiting prompt yields to cheaper ones before it goes first: enough to use a warm prefix while it is warm,
 /// few enough to add only some prompts' time to anyone's wait.
 const PATIENCE: u32 = 8;
 
-/// One part in this many of the budget is for prompts that end in this step: little for the long prompt beside them, which takes
+/// One part in this many of a step is for prompts that end in this step: little for the long prompt beside them, which takes
 /// what they leave.
 const QUICK_SHARE: u32 = 4;
 
@@ -30,8 +31,9 @@ struct Candidate {
 impl Planner for PrefillPlanner {
     fn plan(&mut self, view: &QueueView<'_>) -> Plan {
         let mut candidates = candidates(view);
-        let quick = give_quick(&mut candidates, view.token_budget / QUICK_SHARE);
-        give_in_order(&mut candidates, view.token_budget - quick);
+        let tokens = candidates.first().map_or(0, |first| first.rest).max(FULL_STEP).min(view.token_budget);
+        let quick = give_quick(&mut candidates, tokens / QUICK_SHARE);
+        give_in_order(&mut candidates, tokens - quick);
         let mut plan = Plan::default();
         for candidate in candidates.iter().filter(|candidate| candidate.chunk > 0) {
             if candidate.waits {

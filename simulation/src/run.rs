@@ -309,7 +309,7 @@ fn worker_role(plan: &Plan, place: Place) -> impl Future<Output = anyhow::Result
                 prefill_worker::serve(worker::fake::simulated(config, size, planner, pace)).await?
             }
             _ => {
-                let planner = Box::new(decode_worker::DecodePlanner);
+                let planner = Box::new(decode_worker::DecodePlanner::default());
                 decode_worker::serve(worker::fake::simulated(config, size, planner, pace)).await?
             }
         };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use decode_worker::DecodePlanner;
 use engine::EngineConfig;
 use pdserve::FaultProxy;
 use scheduler::{LocalPrefill, Target};
@@ -102,7 +103,7 @@ impl LocalWorker {
             Config { engine, kv_port, advertise: ANNOUNCED.into(), ..fake::config(role, name, &[TransportKind::Tcp]) };
         let running = match role {
             Role::Prefill => prefill_worker::start(config).await.unwrap(),
-            _ => decode_worker::start(config).await.unwrap(),
+            _ => decode_worker::start(config, DecodePlanner::default()).await.unwrap(),
         };
         let proxy = async |listen: ([u8; 4], u16), to| FaultProxy::start(SocketAddr::from(listen), to).await.unwrap();
         let control = proxy((LOOPBACK, 0), running.address()).await;

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use decode_worker::DecodePlanner;
 use engine::{Engine, EngineConfig};
 use kv::{BlockPool, KvDtype};
 use tests::workers::Pair;
@@ -46,7 +47,10 @@ fn config(role: Role, instance: &str, model: &str, shape: Shape, transport: Tran
 
 async fn pair(model: &str, prefill: Shape, decode: Shape, transport: TransportKind) -> Pair {
     let prefill = prefill_worker::start(config(Role::Prefill, "prefill-0", model, prefill, transport)).await.unwrap();
-    let decode = decode_worker::start(config(Role::Decode, "decode-0", model, decode, transport)).await.unwrap();
+    let decode =
+        decode_worker::start(config(Role::Decode, "decode-0", model, decode, transport), DecodePlanner::default())
+            .await
+            .unwrap();
     Pair::connect(prefill, decode).await
 }
 

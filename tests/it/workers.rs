@@ -13,7 +13,7 @@ async fn pair(transports: &[TransportKind], prefill: Size, decode: Size) -> Pair
     let config = fake::config(Role::Prefill, "prefill-0", transports);
     let prefill = fake::loaded(config, prefill, Box::new(PrefillPlanner)).unwrap();
     let config = fake::config(Role::Decode, "decode-0", transports);
-    let decode = fake::loaded(config, decode, Box::new(DecodePlanner)).unwrap();
+    let decode = fake::loaded(config, decode, Box::new(DecodePlanner::default())).unwrap();
     Pair::connect(prefill_worker::serve(prefill).await.unwrap(), decode_worker::serve(decode).await.unwrap()).await
 }
 

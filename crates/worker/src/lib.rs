@@ -28,8 +28,8 @@ pub use cores::CpuList;
 pub use engine_thread::{EngineHandle, EngineStats, RunningJob};
 pub use place::Tables;
 pub use runner::{
-    Event, Failure, Goal, Growth, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats, QueueView, Runner,
-    RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,
+    Event, FULL_STEP, Failure, Goal, Growth, Happening, Job, KvWatcher, Plan, Planner, PromptStats, QueueStats,
+    QueueView, Runner, RunnerConfig, SeqId, SeqView, Stepped, Stepper, check_fits,
 };
 pub use running::{Loaded, Running, run};
 pub use server::port_bounds;

@@ -4,7 +4,7 @@ use worker::fake::{Kind, Size, World, check_plan, spec};
 use super::*;
 
 fn check(script: &str, expected: &str) {
-    check_plan(&mut DecodePlanner, script, expected);
+    check_plan(&mut DecodePlanner::default(), script, expected);
 }
 
 #[test]
@@ -29,6 +29,57 @@ fn waiting_ones_are_admitted_in_order_into_the_rest_of_the_budget() {
          wait 3 pending=4 missing=1",
         "preempt [] admit [1 2] rows [0:1 1:4 2:3]",
     );
+}
+
+/// Who decodes waits for the whole step.
+#[test]
+fn prompts_take_small_steps_beside_decodes() {
+    check("budget=2048\n run 0\n run 1 pending=2000", "preempt [] admit [] rows [0:1 1:256]");
+    check(
+        "budget=2048 blocks=500
+         run 0
+         wait 1 pending=200 missing=13
+         wait 2 pending=200 missing=13
+         wait 3 pending=200 missing=13
+         wait 4 held=3",
+        "preempt [] admit [1 2 4] rows [0:1 1:200 2:56 4:1]",
+    );
+    let unlimited = &mut DecodePlanner { long_prefill_token_threshold: 0 };
+    check_plan(unlimited, "budget=2048\n run 0\n run 1 pending=4000", "preempt [] admit [] rows [0:1 1:2047]");
+}
+
+/// More prompts in a step would end no sooner, and the first of them later.
+#[test]
+fn a_full_step_takes_no_further_prompt() {
+    check(
+        "budget=2048 blocks=500
+         wait 0 pending=2000 missing=125
+         wait 1 pending=400 missing=25",
+        "preempt [] admit [0] rows [0:2000]",
+    );
+    check(
+        "budget=2048 blocks=500
+         wait 0 pending=300 missing=20
+         wait 1 pending=400 missing=25
+         wait 2 pending=400 missing=25",
+        "preempt [] admit [0 1] rows [0:300 1:212]",
+    );
+}
+
+#[test]
+fn who_waits_for_a_later_step_keeps_the_room_for_its_prompt() {
+    let script = |blocks: u32| {
+        format!(
+            "budget=2048 blocks={blocks}
+             run 0
+             wait 1 pending=256 missing=16
+             wait 2 pending=256 missing=16
+             wait 3 held=2 missing=1"
+        )
+    };
+    // Besides the prompts and the one block, each of the four will want another.
+    check(&script(37), "preempt [] admit [1 3] rows [0:1 1:256 3:1]");
+    check(&script(36), "preempt [] admit [1] rows [0:1 1:256]");
 }
 
 #[test]
@@ -161,7 +212,7 @@ fn size() -> impl Strategy<Value = Size> {
 }
 
 fn run(size: Size, ops: Vec<Op>) -> World {
-    let mut world = World::new(size, Box::new(DecodePlanner));
+    let mut world = World::new(size, Box::new(DecodePlanner::default()));
     for (place, op) in ops.into_iter().enumerate() {
         match op {
             Op::Submit { family, prompt, choices, max_tokens, landed } => {
@@ -202,7 +253,7 @@ fn a_tiny_pool_preempts_and_still_answers_right() {
 fn once_it_is_known_how_long_texts_become_nobody_is_preempted() {
     // Nine blocks each in the end: four fit, and who knows nothing begins ten.
     let size = Size { blocks: 40, block_size: 8, max_num_seqs: 32, max_num_batched_tokens: 64 };
-    let mut world = World::new(size, Box::new(DecodePlanner));
+    let mut world = World::new(size, Box::new(DecodePlanner::default()));
     let mut wave = |name: &str, families: std::ops::Range<u32>| {
         for number in families {
             let mut whole = spec(number, 10, 1, 60, u64::from(number));

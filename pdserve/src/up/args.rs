@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Tokens that one step computes
     #[arg(long, value_name = "TOKENS")]
     pub(super) max_num_batched_tokens: Option<u32>,
+    /// Prompt tokens that a decode instance computes in one step while others decode; 0 = as many as fit [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) long_prefill_token_threshold: Option<u32>,
     /// Tokens in one KV block
     #[arg(long, value_name = "TOKENS")]
     pub(super) block_size: Option<u32>,

@@ -248,6 +248,9 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize, 
     flag(&mut list, "max-model-len", args.max_model_len);
     flag(&mut list, "max-num-seqs", args.max_num_seqs);
     flag(&mut list, "max-num-batched-tokens", args.max_num_batched_tokens);
+    if worker.role == types::Role::Decode {
+        flag(&mut list, "long-prefill-token-threshold", args.long_prefill_token_threshold);
+    }
     flag(&mut list, "block-size", args.block_size);
     flag(&mut list, "kv-cache-memory", args.kv_cache_memory.as_ref());
     flag(&mut list, "quantization", args.quantization.as_ref());

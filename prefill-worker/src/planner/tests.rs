@@ -40,6 +40,25 @@ fn short_prompts_do_not_wait_for_a_long_one() {
     );
 }
 
+/// More prompts in a step would end no sooner, and the first of them later.
+#[test]
+fn a_full_step_takes_no_further_prompt() {
+    check(
+        "budget=2048 blocks=500
+         wait 0 pending=512 missing=32
+         wait 1 pending=512 missing=32",
+        "preempt [] admit [0] rows [0:512]",
+    );
+    check(
+        "budget=2048 blocks=500
+         run 0 pending=1600
+         wait 1 pending=600 missing=38
+         wait 2 pending=300 missing=19",
+        "preempt [] admit [2] rows [0:1300 2:300]",
+    );
+    check("budget=2048\n run 0 pending=9000\n wait 1 pending=600 missing=38", "preempt [] admit [] rows [0:2048]");
+}
+
 #[test]
 fn a_warm_prefix_goes_first() {
     check(

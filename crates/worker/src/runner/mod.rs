@@ -33,7 +33,7 @@ use types::{GenerateSpec, RequestKey, SampledToken, TokenId};
 use beam::{BeamSearch, Candidates};
 pub use growth::Growth;
 pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
-pub use plan::{Plan, Planner, QueueView, SeqId, SeqView};
+pub use plan::{FULL_STEP, Plan, Planner, QueueView, SeqId, SeqView};
 use sequence::Sequence;
 
 /// Jobs that may wait or run; more are refused, so that the scheduler looks elsewhere.

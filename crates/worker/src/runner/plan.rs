@@ -3,6 +3,10 @@
 //! A planner is pure: the same views give the same plan. The runner carries a plan out as far as the pool allows, so a plan may be
 //! wrong about blocks (others take and return them meanwhile) but never about order.
 
+/// Tokens with which a step keeps the products busy. More make no token cheaper, so a step that has as many takes no further prompt:
+/// the first would only wait for the last.
+pub const FULL_STEP: u32 = 512;
+
 /// A sequence's place in the queue: smaller goes first, by priority, then by arrival. Choices of one job share both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SeqId {
