@@ -248,7 +248,7 @@ fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize, 
     flag(&mut list, "max-model-len", args.max_model_len);
     flag(&mut list, "max-num-seqs", args.max_num_seqs);
     flag(&mut list, "max-num-batched-tokens", args.max_num_batched_tokens);
-    if worker.role == types::Role::Decode {
+    if worker.role == ranktable::Role::Decode {
         flag(&mut list, "long-prefill-token-threshold", args.long_prefill_token_threshold);
     }
     flag(&mut list, "block-size", args.block_size);
