@@ -1,6 +1,7 @@
 //! Some choices of a request on one attempt: what they have, where they were tried, and what a failure means for the next attempt.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proto::control::{self, FailCode};
 use tokio::time::Instant;
@@ -11,6 +12,9 @@ use crate::cluster::Cluster;
 use crate::link::{Cause, Failure};
 use crate::pairing::{Excluded, Slot};
 use crate::request::{Request, RequestError};
+
+/// Before the first hand-over between two that failed one is tried again, if there is no other way; twice as long before each further.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// One process behind a slot: after a reconnect it is another one and may be tried again.
 pub(crate) type Process = (Slot, u64);
@@ -32,6 +36,8 @@ pub(crate) struct Leg {
     /// When it first found no room, or no instance, since it last ran.
     pub(crate) waiting_since: Option<Instant>,
     pub(crate) absent_since: Option<Instant>,
+    /// A pair that failed it is not tried again before then.
+    pub(crate) bold_from: Option<Instant>,
 }
 
 /// Where a leg must not or need not go again.
@@ -74,6 +80,7 @@ impl Leg {
             failures: 0,
             waiting_since: None,
             absent_since: None,
+            bold_from: None,
         }
     }
 
@@ -124,6 +131,7 @@ impl Leg {
             failures,
             waiting_since: self.waiting_since,
             absent_since: self.absent_since,
+            bold_from: self.bold_from,
             ..Leg::new(vec![answer])
         });
         legs.collect()
@@ -150,6 +158,7 @@ impl Leg {
                 (Some(prefill), Some(decode)) => {
                     cluster.failed_pair(prefill.0, decode.0);
                     self.tried.pairs.insert((prefill, decode));
+                    self.bold_from = Some(Instant::now() + PAUSE * 2u32.saturating_pow(self.failures));
                     self.tried.suspects.extend([prefill, decode]);
                 }
                 _ => self.tried.add(process),
@@ -168,7 +177,8 @@ impl Tried {
     }
 
     /// For the router, from wary to bold: no suspect, nothing that was tried, no instance that failed by itself or is busy. The last
-    /// tries a pair again whose hand-over failed: with one pair, or none better, that is all there is, and links come back.
+    /// tries a pair again whose hand-over failed, ours or those of others: with one pair, or none better, that is all there is, and links
+    /// come back. (One broken connection fails all hand-overs on it at once, so a breaker may open for very little.)
     pub(crate) fn excluded(&self, cluster: &Cluster) -> [Excluded; 3] {
         let same = |&(slot, generation): &Process| cluster.generation(slot) == Some(generation);
         let slots = |processes: &HashSet<Process>| -> HashSet<Slot> {
@@ -179,9 +189,9 @@ impl Tried {
         let pairs = self.pairs.iter().filter(|(prefill, decode)| same(prefill) && same(decode));
         let pairs: HashSet<_> = pairs.map(|(prefill, decode)| (prefill.0, decode.0)).collect();
         [
-            Excluded { instances: wary, pairs: pairs.clone() },
-            Excluded { instances: bold.clone(), pairs },
-            Excluded { instances: bold, pairs: HashSet::new() },
+            Excluded { instances: wary, pairs: pairs.clone(), despite_pair_breakers: false },
+            Excluded { instances: bold.clone(), pairs, despite_pair_breakers: false },
+            Excluded { instances: bold, pairs: HashSet::new(), despite_pair_breakers: true },
         ]
     }
 }

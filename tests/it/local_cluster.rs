@@ -47,7 +47,6 @@ impl LocalCluster {
         };
         let mut config = scheduler::Config::new(demo_model(), workers.iter().map(target).collect(), "table");
         config.local_prefill = LocalPrefill::Never;
-        config.timings.stall = Duration::from_millis(1500);
         let scheduler = scheduler::start(config).await.unwrap();
         let cluster =
             Self { client: Client::new(format!("http://{}", scheduler.address)), workers, _scheduler: scheduler };

@@ -45,6 +45,8 @@ pub struct Streamed {
     /// Longest wait for an event after the first.
     pub worst_gap: Duration,
     last: Option<Instant>,
+    /// Why the body broke off, if it did.
+    broken: Option<String>,
 }
 
 impl Client {
@@ -84,6 +86,7 @@ impl Client {
             done: false,
             worst_gap: Duration::ZERO,
             last: None,
+            broken: None,
         }
     }
 
@@ -120,8 +123,13 @@ impl Streamed {
                 }
                 continue;
             }
-            let frame = self.body.frame().await?.ok()?;
-            self.buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
+            match self.body.frame().await? {
+                Ok(frame) => self.buffer.extend_from_slice(&frame.into_data().unwrap_or_default()),
+                Err(error) => {
+                    self.broken = Some(format!("{error:?}"));
+                    return None;
+                }
+            }
         }
     }
 
@@ -134,7 +142,13 @@ impl Streamed {
                 text += choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
             }
         }
-        assert!(self.done, "the stream ended without [DONE] after {text:?}");
+        assert!(
+            self.done,
+            "status {}: no [DONE] after {text:?}, broken: {:?}, left: {}",
+            self.status,
+            self.broken,
+            String::from_utf8_lossy(&self.buffer)
+        );
         text
     }
 }

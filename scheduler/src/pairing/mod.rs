@@ -46,6 +46,8 @@ pub(crate) struct Facts<'a> {
 pub(crate) struct Excluded {
     pub(crate) instances: HashSet<Slot>,
     pub(crate) pairs: HashSet<(Slot, Slot)>,
+    /// An open breaker between two instances is no reason to refuse.
+    pub(crate) despite_pair_breakers: bool,
 }
 
 /// Who serves.

@@ -95,7 +95,8 @@ impl Pairing {
     fn pair_allowed(&self, route: Route, facts: &Facts<'_>, now: Instant) -> bool {
         let Route::Pair { prefill, decode } = route else { return true };
         !facts.excluded.pairs.contains(&(prefill, decode))
-            && self.edges.get(&(prefill, decode)).is_none_or(|edge| edge.breaker.allows(now))
+            && (facts.excluded.despite_pair_breakers
+                || self.edges.get(&(prefill, decode)).is_none_or(|edge| edge.breaker.allows(now)))
     }
 
     /// Expected seconds that serving by `route` costs this request and its neighbours.

@@ -142,6 +142,15 @@ fn what_was_tried_is_not_tried_again() {
 }
 
 #[test]
+fn an_open_pair_is_avoided_but_for_those_who_have_nothing_else() {
+    let (mut pairing, mut ask, now) = (pairing(1, 1, LocalPrefill::Never), Ask::new(100), Instant::now());
+    (0..2).for_each(|_| pairing.failed_pair(Slot(0), Slot(1), now));
+    assert_eq!(choose(&pairing, &ask, now), Choice::Absent(Role::Prefill));
+    ask.excluded.despite_pair_breakers = true;
+    assert_eq!(choose(&pairing, &ask, now), pair(0, 1));
+}
+
+#[test]
 fn failures_open_a_breaker_and_time_closes_it() {
     let (mut pairing, ask, now) = (pairing(2, 2, LocalPrefill::Never), Ask::new(100), Instant::now());
     for _ in 0..4 {

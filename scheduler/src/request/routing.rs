@@ -29,6 +29,7 @@ impl Story<'_> {
             match if overtakes { Asked::NoRoom } else { self.ask(leg)? } {
                 Asked::Go(path) => return Ok(path),
                 Asked::NoRoom => return self.in_line(leg).await,
+                Asked::NotBefore(time) => tokio::time::sleep_until(time).await,
                 Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
             }
         }
@@ -53,6 +54,7 @@ impl Story<'_> {
             match self.ask(leg)? {
                 Asked::Go(path) => return Ok(path),
                 Asked::NoRoom => wait(changed, until, RequestError::NoRoom { waited }).await?,
+                Asked::NotBefore(time) => tokio::time::sleep_until(time).await,
                 Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
             }
         }
@@ -80,7 +82,10 @@ impl Story<'_> {
             None => match self.cluster.route(&facts(&wary)) {
                 go @ Routed::Go { .. } => go,
                 _ => match self.cluster.route(&facts(&tried)) {
-                    Routed::Absent(_) => self.cluster.route(&facts(&bold)),
+                    Routed::Absent(_) => match leg.bold_from {
+                        Some(time) if time > Instant::now() => return Ok(Asked::NotBefore(time)),
+                        _ => self.cluster.route(&facts(&bold)),
+                    },
                     routed => routed,
                 },
             },
@@ -117,6 +122,8 @@ enum Asked {
     Go(Path),
     NoRoom,
     Absent(Role),
+    /// The only way there is has just failed this request.
+    NotBefore(Instant),
 }
 
 /// Until something changed, or `otherwise` when nothing did in time.

@@ -32,9 +32,7 @@ async fn f13_a_pair_that_cannot_hand_over_is_avoided_afterwards() {
 #[tokio::test]
 async fn f13_the_only_pair_is_tried_again() {
     let cut_off = only("prefill-0", |fake| fake.cut_off_from = Some("decode-0"));
-    // The pair's breaker is open for a second.
-    let patient = |config: &mut scheduler::Config| config.timings.absent_resume = Duration::from_secs(20);
-    let cluster = Cluster::start_unready(1, 1, cut_off, patient).await;
+    let cluster = Cluster::start_unready(1, 1, cut_off, |_| {}).await;
     cluster.ready().await;
     let body = json!({"prompt": "hello", "max_tokens": 10});
     let answer = post(cluster.address(), "/v1/completions", body);
