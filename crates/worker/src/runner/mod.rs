@@ -10,6 +10,8 @@
 //! ```
 
 mod beam;
+mod check;
+mod compute;
 mod constraint;
 mod growth;
 mod job;
@@ -21,23 +23,21 @@ mod sequence;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Batch, BatchRow, Engine, Probed, SampleRequest, StepObserver, StepOutput};
+use engine::{Batch, Engine, Probed, StepObserver, StepOutput};
 use kv::{BlockId, BlockPool, ChainRoot};
 use proto::control::{FailCode, StepCost};
-use types::{GenerateSpec, RequestKey, SampledToken, TokenId};
+use types::{RequestKey, SampledToken, TokenId};
 
 use beam::{BeamSearch, Candidates};
+pub use check::check_fits;
+use compute::Row;
 pub use growth::Growth;
 pub use job::{Event, Failure, Goal, Happening, Job, KvWatcher, PromptStats};
 pub use plan::{FULL_STEP, Plan, Planner, QueueView, SeqId, SeqView};
 use sequence::Sequence;
 
-/// Jobs that may wait or run; more are refused, so that the scheduler looks elsewhere.
-const JOBS_MAX: usize = 4096;
 /// Waiting sequences whose prefix-cache hit is looked up before each step; planners choose among these.
 const LOOKED_UP: usize = 16;
 
@@ -122,12 +122,6 @@ pub struct QueueStats {
     pub blocks_wanted: u32,
     /// What is expected of one more.
     pub growth: Growth,
-}
-
-struct Row {
-    id: SeqId,
-    tokens: usize,
-    draws: bool,
 }
 
 impl Runner {
@@ -245,39 +239,6 @@ impl Runner {
         }
     }
 
-    /// Refuses what could never end well.
-    fn check(&self, job: &Job) -> Result<(), Failure> {
-        let bad = |message: String| Err(Failure::new(FailCode::FailBadRequest, message));
-        if self.jobs.contains_key(&job.key) {
-            return bad(format!("{} is already running here", job.key));
-        }
-        if self.jobs.len() >= JOBS_MAX {
-            let message = format!("{} requests are queued, the limit is {JOBS_MAX}", self.jobs.len());
-            return Err(Failure::new(FailCode::FailQueueFull, message));
-        }
-        let spec = &job.spec;
-        if spec.sampling.grammar.is_some() != job.matcher.is_some() {
-            return bad("a grammar and its matcher come together".to_owned());
-        }
-        let foreign = |token: &&u32| **token >= self.config.vocab_size;
-        if let Some(token) = spec.prompt.iter().chain(&spec.output).find(foreign) {
-            return bad(format!("token {token} is outside the vocabulary of {}", self.config.vocab_size));
-        }
-        if let Goal::Continue { table, first } = &job.goal {
-            if table.capacity_tokens() < spec.context_len() {
-                return bad(format!("KV for {} of {} tokens", table.capacity_tokens(), spec.context_len()));
-            }
-            if let Some(token) = first.iter().find(|token| token.id >= self.config.vocab_size) {
-                return bad(format!(
-                    "first token {} is outside the vocabulary of {}",
-                    token.id, self.config.vocab_size
-                ));
-            }
-        }
-        let decodes = !matches!(job.goal, Goal::FirstTokens { .. } | Goal::Embed { .. });
-        check_fits(spec, decodes, self.config.max_model_len, &self.pool)
-    }
-
     fn plan(&mut self) -> Plan {
         let (pool, growth) = (&self.pool, self.growth);
         let running: Vec<_> = self.running.values().map(|seq| seq.view(pool, growth, 0)).collect();
@@ -385,36 +346,6 @@ impl Runner {
         child.table.replace(last, copy).is_ok()
     }
 
-    /// The plan's rows as far as there are blocks and budget for them.
-    fn rows(&mut self, plan: &Plan) -> Vec<Row> {
-        let mut budget = self.config.max_num_batched_tokens.max(1) as usize;
-        let mut rows = Vec::with_capacity(plan.rows.len());
-        for &(id, tokens) in &plan.rows {
-            let Some(sequence) = self.running.get_mut(&id) else { continue };
-            let pending = sequence.pending();
-            let tokens = pending.min(tokens as usize).min(budget);
-            if tokens > 0 && sequence.grow(&self.pool, sequence.computed + tokens).is_ok() {
-                budget -= tokens;
-                rows.push(Row { id, tokens, draws: tokens == pending });
-            }
-        }
-        rows
-    }
-
-    fn compute(&self, rows: &[Row], stepper: &mut dyn Stepper) -> Result<StepOutput, engine::Error> {
-        let mut batch = Batch { rows: Vec::with_capacity(rows.len()) };
-        let mut watched = Watched(Vec::new());
-        for row in rows {
-            let Some(sequence) = self.running.get(&row.id) else { continue };
-            batch.rows.push(batch_row(sequence, row));
-            if let Some(watcher) = &sequence.watcher {
-                let start = sequence.computed as u32;
-                watched.0.push((watcher.clone(), start..start + row.tokens as u32));
-            }
-        }
-        stepper.step(&batch, &watched)
-    }
-
     fn absorb(&mut self, rows: &[Row], output: StepOutput, stepper: &mut dyn Stepper, events: &mut Vec<Event>) {
         for ((row, drawn), probed) in rows.iter().zip(output.rows).zip(output.probed) {
             let Some(sequence) = self.running.get_mut(&row.id) else { continue };
@@ -491,30 +422,6 @@ impl Runner {
         self.jobs.remove(key);
         Some(Event { key: key.clone(), what: Happening::Finished })
     }
-
-    fn cost(&self, rows: &[Row], micros: u64) -> StepCost {
-        let mut cost = StepCost { micros, ..StepCost::default() };
-        for row in rows {
-            let computed = self.running.get(&row.id).map_or(0, |sequence| sequence.computed);
-            cost.context_tokens += (computed + row.tokens) as u32;
-            match row.tokens {
-                1 => cost.decode_rows += 1,
-                chunk => cost.prefill_tokens += chunk as u32,
-            }
-        }
-        cost
-    }
-}
-
-/// Passes finished layers on to the watchers of the rows, each with its row's tokens.
-struct Watched(Vec<(Arc<dyn KvWatcher>, Range<u32>)>);
-
-impl StepObserver for Watched {
-    fn layer_done(&self, layer: u32, heads: Range<u32>) {
-        for (watcher, tokens) in &self.0 {
-            watcher.layer_done(layer, heads.clone(), tokens.clone());
-        }
-    }
 }
 
 /// Another instance would come to the same end, so the request as a whole is refused.
@@ -523,27 +430,6 @@ fn nothing_left(sequence: &Sequence) -> Failure {
     let reason = reason.map(|reason| format!("the grammar cannot go on: {reason}"));
     let message = reason.unwrap_or_else(|| "what the request allows leaves no token to go on with".to_owned());
     Failure::new(FailCode::FailBadRequest, message)
-}
-
-fn batch_row<'a>(sequence: &'a Sequence, row: &Row) -> BatchRow<'a> {
-    let draw = |&choice| SampleRequest {
-        params: &sequence.sampling,
-        choice,
-        prompt: &sequence.tokens[..sequence.prompt_len],
-        output: sequence.output(),
-        constraint: sequence.constraint.as_ref().map(|constraint| constraint as &dyn engine::Constraint),
-    };
-    BatchRow {
-        tokens: &sequence.tokens[sequence.computed..][..row.tokens],
-        start: sequence.computed as u32,
-        blocks: sequence.table.ids(),
-        probe: sequence.probe(row.tokens),
-        samples: if row.draws && sequence.pooled.is_none() {
-            sequence.choices.iter().map(draw).collect()
-        } else {
-            Vec::new()
-        },
-    }
 }
 
 /// What a probe found, as the job's event.
@@ -561,23 +447,6 @@ fn told(sequence: &mut Sequence, probed: Probed) -> Option<Event> {
         }
     };
     Some(Event { key: sequence.key.clone(), what })
-}
-
-/// Refuses a job that could not end even if it were alone on this instance. `decodes`: it stays after its first tokens.
-pub fn check_fits(spec: &GenerateSpec, decodes: bool, max_model_len: u32, pool: &BlockPool) -> Result<(), Failure> {
-    let too_long = |message: String| Err(Failure::new(FailCode::FailTooLong, message));
-    let context = spec.context_len();
-    if context >= max_model_len as usize {
-        return too_long(format!("{context} tokens leave no room to answer in a context of {max_model_len}"));
-    }
-    // KV of the last drawn token is never needed.
-    let grown = (spec.prompt.len() + spec.sampling.max_tokens as usize).min(max_model_len as usize) - 1;
-    let needed = if decodes { grown.max(context) } else { context }.div_ceil(pool.block_size() as usize);
-    let total = pool.stats().total as usize;
-    if needed > total {
-        return too_long(format!("needs {needed} KV blocks of {} tokens, there are {total}", pool.block_size()));
-    }
-    Ok(())
 }
 
 /// The ids of all choices of the job that this one belongs to.

@@ -1,5 +1,5 @@
 use super::*;
-use types::{BeamParams, EarlyStopping, Pooling};
+use types::{BeamParams, EarlyStopping, GenerateSpec, Pooling};
 
 use crate::fake::{self, Kind, Size, VOCAB, World, spec};
 
