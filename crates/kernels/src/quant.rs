@@ -9,7 +9,7 @@
 //! whose 32 values per group and choice of the 4-bit scale this follows).
 //!
 //! ```text
-//! Groups  ─► where both sides are cut        QuantizedMatrix ─► weights, packed at load (pack.rs)
+//! Groups  ─► where both sides are cut        QuantizedMatrix ─► weights, packed at load (pack.rs, round.rs)
 //! Dot     ─► integer vectors of a level      QuantizedRows   ─► inputs, once for all products that share them (rows.rs)
 //! tiles   ─► the same sums by tile registers, on some CPUs
 //! ```
@@ -18,6 +18,7 @@ pub(crate) mod dot;
 mod groups;
 mod pack;
 mod product;
+mod round;
 mod rows;
 #[cfg(test)]
 mod tests;

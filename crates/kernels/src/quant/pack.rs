@@ -9,7 +9,7 @@
 //!
 //! Every level reads this one layout.
 
-#![expect(unsafe_code, reason = "disjoint writes from several threads")]
+#![expect(unsafe_code, reason = "vector loads; disjoint writes from several threads")]
 
 use std::io;
 use std::ops::Range;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use half::bf16;
 use memmap2::{Mmap, MmapMut};
 
+use super::round::{self, Columns, Values};
 use super::{Bits, Groups, LANES, UNIT};
 use crate::matmul::WeightView;
 use crate::pool::SharedMut;
@@ -72,15 +73,23 @@ impl QuantizedMatrix {
         let (values, rest) = (SharedMut::new(values), SharedMut::new(rest));
         let mut errors = vec![[0.0f64; 2]; panels];
         let shared_errors = SharedMut::new(&mut errors);
-        pool.run(panels, |index| {
-            // SAFETY: each panel has parts of its own.
-            let (values, scales, error) = unsafe {
-                (values.slice(index * panel, panel), rest.slice(index * scales, scales), shared_errors.slice(index, 1))
-            };
-            let mut column = vec![0.0; w.cols()];
-            for lane in 0..LANES.min(w.rows() - index * LANES) {
-                w.copy_row(isa, index * LANES + lane, &mut column);
-                isa.run(PackColumn { column: &column, groups: &groups, lane, values, scales, error: &mut error[0] });
+        let share = panels.div_ceil(pool.threads()).max(1);
+        pool.run(panels.div_ceil(share), |task| {
+            let mut rows = vec![0.0; LANES * w.cols()];
+            for index in task * share..((task + 1) * share).min(panels) {
+                // SAFETY: each panel has parts of its own.
+                let (values, scales, error) = unsafe {
+                    (
+                        values.slice(index * panel, panel),
+                        rest.slice(index * scales, scales),
+                        shared_errors.slice(index, 1),
+                    )
+                };
+                let columns = LANES.min(w.rows() - index * LANES);
+                for (lane, row) in rows.chunks_exact_mut(w.cols().max(1)).enumerate() {
+                    if lane < columns { w.copy_row(isa, index * LANES + lane, row) } else { row.fill(0.0) }
+                }
+                error[0] = isa.run(PackPanel { rows: &rows, columns, groups: &groups, values, scales });
             }
         });
         let [lost, all] = errors.iter().fold([0.0; 2], |[lost, all], error| [lost + error[0], all + error[1]]);
@@ -144,102 +153,78 @@ fn scale_bytes(groups: &Groups) -> usize {
     groups.len() * LANES * size_of::<bf16>()
 }
 
-/// One column into its lane of a panel.
-struct PackColumn<'a> {
-    column: &'a [f32],
+/// Sixteen columns into a panel.
+struct PackPanel<'a> {
+    /// `[LANES][k]`, zeros after `columns`.
+    rows: &'a [f32],
+    columns: usize,
     groups: &'a Groups,
-    lane: usize,
     values: &'a mut [u8],
     scales: &'a mut [u8],
-    /// Sums of squares: of what rounding changed, and of the weights.
-    error: &'a mut [f64; 2],
 }
 
-impl Kernel for PackColumn<'_> {
-    type Output = ();
+impl Kernel for PackPanel<'_> {
+    /// Sums of squares: of what rounding changed, and of the weights.
+    type Output = [f64; 2];
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let bits = self.groups.bits();
-        for index in 0..self.groups.len() {
-            let weights = &self.column[self.groups.plain(index)];
-            let scale = scale(weights, bits);
-            let at = (index * LANES + self.lane) * size_of::<bf16>();
-            self.scales[at..at + size_of::<bf16>()].copy_from_slice(&scale.to_le_bytes());
-            let (scale, start) = (scale.to_f32(), self.groups.padded(index).start);
-            for (k, weight) in weights.iter().enumerate() {
-                let code = code(*weight, scale, bits);
-                self.error[0] += f64::from(weight - code * scale).powi(2);
-                self.error[1] += f64::from(*weight).powi(2);
-                let byte = (code as i32 + bits.offset()) as u8;
-                put(self.values, bits, self.lane, start + k, byte);
+    unsafe fn run<S: Simd>(self) -> [f64; 2] {
+        let (bits, stride) = (self.groups.bits(), self.groups.row());
+        let mut weights = Columns::new();
+        let mut errors = [[0.0f64; LANES]; 2];
+        let mut values = self.values.chunks_exact_mut(bits.unit_bytes() * LANES);
+        for (index, stored) in self.scales.chunks_exact_mut(LANES * size_of::<bf16>()).enumerate() {
+            let group = self.groups.plain(index);
+            // SAFETY: the group lies in each of the rows. The CPU has `S`.
+            let scales = unsafe {
+                weights.take::<S>(self.rows.as_ptr().add(group.start), stride, group.len());
+                weights.scales::<S>(bits)
+            };
+            let used = scales.iter().take(self.columns);
+            stored.as_chunks_mut().0.iter_mut().zip(used).for_each(|(stored, scale)| *stored = scale.to_le_bytes());
+            let scales = round::widened(&scales);
+            let mut sums = [[0.0f32; LANES]; 2];
+            for (unit, (weights, stored)) in weights.units().iter().zip(&mut values).enumerate() {
+                // SAFETY: the CPU has `S`.
+                let codes = unsafe { round::codes::<S>(bits, weights, &scales, &mut sums) };
+                store(stored, &codes[..UNIT.min(group.len() - unit * UNIT)], self.columns, bits);
+            }
+            for (errors, sums) in errors.iter_mut().zip(sums) {
+                errors.iter_mut().zip(sums).for_each(|(error, sum)| *error += f64::from(sum));
             }
         }
+        errors.map(|errors| errors.iter().sum())
     }
 }
 
-/// Writes value `k` of a column.
+/// Writes a unit: `codes` without those that pad its group, of so many columns.
 #[inline(always)]
-fn put(values: &mut [u8], bits: Bits, lane: usize, k: usize, byte: u8) {
-    let (unit, half, within) = (k / UNIT, k % UNIT / 4, k % 4);
-    match bits {
-        Bits::Eight => values[((unit * 2 + half) * LANES + lane) * 4 + within] = byte,
-        Bits::Four => values[(unit * LANES + lane) * 4 + within] |= byte << (4 * half),
-    }
-}
-
-/// The integer that stands for `weight`.
-#[inline(always)]
-pub(super) fn code(weight: f32, scale: f32, bits: Bits) -> f32 {
-    let (low, high) = match bits {
-        Bits::Eight => (-127.0, 127.0),
-        Bits::Four => (-8.0, 7.0),
+fn store(to: &mut [u8], codes: &[Values], columns: usize, bits: Bits) {
+    let mut halves = codes.chunks(UNIT / 2).map(|codes| words(codes, columns, bits.offset()));
+    let (low, high) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    let (first, second) = to.split_at_mut(size_of_val(&low));
+    let words = match bits {
+        Bits::Eight => low,
+        Bits::Four => std::array::from_fn(|lane| low[lane] | high[lane] << 4),
     };
-    if scale == 0.0 { 0.0 } else { (weight / scale).round_ties_even().clamp(low, high) }
-}
-
-/// The scale that a group gets.
-#[inline(always)]
-pub(super) fn scale(weights: &[f32], bits: Bits) -> bf16 {
-    match bits {
-        Bits::Eight => scale8(weights),
-        Bits::Four => scale4(weights),
+    for (to, words) in [(first, words), (second, high)] {
+        to.as_chunks_mut().0.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_le_bytes());
     }
 }
 
-/// The largest weight becomes 127.
+/// The bytes of up to four values of each column.
 #[inline(always)]
-fn scale8(weights: &[f32]) -> bf16 {
-    let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-    bf16::from_f32(largest / 127.0)
-}
-
-/// Of some scales that map the largest weight near the end of the range, the one with the least squared error.
-#[inline(always)]
-fn scale4(weights: &[f32]) -> bf16 {
-    /// What the largest weight (by magnitude) becomes: -8 uses the whole range; a smaller number clips less, a larger one is finer.
-    const ENDS: [f32; 7] = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0];
-    let largest =
-        weights.iter().fold(0.0f32, |largest, weight| if weight.abs() > largest.abs() { *weight } else { largest });
-    let mut best = (f32::INFINITY, bf16::ZERO);
-    for end in ENDS {
-        let scale = bf16::from_f32(largest / end);
-        let error = squared_error(weights, scale.to_f32());
-        if error < best.0 {
-            best = (error, scale);
+fn words(codes: &[Values], columns: usize, offset: i32) -> [u32; LANES] {
+    let mut words = [0; LANES];
+    for (within, codes) in codes.iter().enumerate() {
+        for (word, code) in words.iter_mut().zip(codes) {
+            // Added to a small integer, it leaves that in the lowest bits.
+            let shifted = (code + (3u32 << 22) as f32).to_bits();
+            // What is not a number stands for nothing.
+            let code = if code.is_nan() { 0 } else { shifted };
+            *word |= (code.wrapping_add_signed(offset) & 0xFF) << (8 * within);
         }
     }
-    best.1
-}
-
-#[inline(always)]
-fn squared_error(weights: &[f32], scale: f32) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    for weights in weights.chunks(lanes.len()) {
-        for (lane, weight) in lanes.iter_mut().zip(weights) {
-            let lost = weight - code(*weight, scale, Bits::Four) * scale;
-            *lane += lost * lost;
-        }
-    }
-    lanes.iter().sum()
+    words[columns..].fill(0);
+    words
 }

@@ -1,3 +1,4 @@
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
@@ -29,16 +30,77 @@ fn rows(isa: Isa, pool: &Pool, x: &[f32], w: &QuantizedMatrix) -> QuantizedRows 
     rows
 }
 
+/// The integer that stands for a weight of which `quotient` is the share of its scale.
+fn code(quotient: f32, bits: Bits) -> f32 {
+    let (low, high) = match bits {
+        Bits::Eight => (-127.0, 127.0),
+        Bits::Four => (-8.0, 7.0),
+    };
+    quotient.round_ties_even().clamp(low, high)
+}
+
+fn quotient(weight: f32, scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { weight / scale }
+}
+
+fn product_with_reciprocal(weight: f32, scale: f32) -> f32 {
+    if scale == 0.0 { weight * 0.0 } else { weight * (1.0 / scale) }
+}
+
+/// The scale that a group gets: 8 bits: the largest weight becomes 127; 4 bits: of seven, the one with the least squared error.
+fn scale(weights: &[f32], bits: Bits, quotient: fn(f32, f32) -> f32) -> bf16 {
+    let larger = |largest: f32, weight: &f32| if weight.abs() > largest.abs() { *weight } else { largest };
+    let largest = weights.iter().fold(0.0f32, larger);
+    if bits == Bits::Eight {
+        return bf16::from_f32(largest.abs() / 127.0);
+    }
+    let error = |scale: bf16| {
+        let (mut lanes, scale) = ([0.0f32; UNIT], scale.to_f32());
+        for (k, weight) in weights.iter().enumerate() {
+            lanes[k % UNIT] += (weight - code(quotient(*weight, scale), bits) * scale).powi(2);
+        }
+        lanes.iter().sum::<f32>()
+    };
+    let scales = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0].map(|end| bf16::from_f32(largest / end));
+    let better = |best: (f32, bf16), scale: bf16| if error(scale) < best.0 { (error(scale), scale) } else { best };
+    scales.into_iter().fold((f32::INFINITY, bf16::ZERO), better).1
+}
+
+/// The bytes of a packed matrix, one value after the other.
+fn packed_bytes(w: &[f32], groups: &Groups) -> Vec<u8> {
+    let (bits, rows) = (groups.bits(), w.len() / groups.row());
+    let (panels, panel) = (rows.div_ceil(LANES), groups.padded_row() / UNIT * bits.unit_bytes() * LANES);
+    let mut bytes = vec![0; panels * (panel + groups.len() * LANES * 2)];
+    for (row, w) in w.chunks_exact(groups.row()).enumerate() {
+        let (index, lane) = (row / LANES, row % LANES);
+        for group in 0..groups.len() {
+            let w = &w[groups.plain(group)];
+            let scale = scale(w, bits, product_with_reciprocal);
+            let at = panels * panel + ((index * groups.len() + group) * LANES + lane) * 2;
+            bytes[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            for (k, weight) in (groups.padded(group).start..).zip(w) {
+                let byte = (code(quotient(*weight, scale.to_f32()), bits) as i32 + bits.offset()) as u8;
+                let (unit, half, within) = (k / UNIT, k % UNIT / 4, k % 4);
+                match bits {
+                    Bits::Eight => bytes[index * panel + ((unit * 2 + half) * LANES + lane) * 4 + within] = byte,
+                    Bits::Four => bytes[index * panel + (unit * LANES + lane) * 4 + within] |= byte << (4 * half),
+                }
+            }
+        }
+    }
+    bytes
+}
+
 /// What the module promises, written out: whole numbers per group, then the scales, groups in order, segments as a tree.
 fn plain(x: &[f32], w: &[f32], groups: &Groups) -> f32 {
     let of_group = |index: usize| {
         let range = groups.plain(index);
         let (x, w) = (&x[range.clone()], &w[range]);
         let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let scale = pack::scale(w, groups.bits()).to_f32();
-        let code = |weight: &f32| pack::code(*weight, scale, groups.bits()) as i32;
+        let scale = scale(w, groups.bits(), product_with_reciprocal).to_f32();
+        let code_of = |weight: &f32| code(quotient(*weight, scale), groups.bits()) as i32;
         let value = |x: &f32| if largest > 0.0 { (x * (127.0 / largest)).round_ties_even() as i32 } else { 0 };
-        let sum: i32 = x.iter().map(value).zip(w.iter().map(code)).map(|(x, w)| x * w).sum();
+        let sum: i32 = x.iter().map(value).zip(w.iter().map(code_of)).map(|(x, w)| x * w).sum();
         sum as f32 * scale * (largest / 127.0)
     };
     let of_segment = |segment| groups.of_segment(segment).fold(0.0, |sum, group| sum + of_group(group));
@@ -50,6 +112,42 @@ fn plain(x: &[f32], w: &[f32], groups: &Groups) -> f32 {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Every level and number of threads packs as written out, whatever is among the weights.
+    #[test]
+    fn every_level_packs_the_same_bytes(
+        k in 1usize..300, n in 1usize..40, threads in 1usize..4, cut: bool, halves: bool, power in -40i32..40, seed: u64,
+        odd in prop::sample::select(vec![0.0, -0.0, 1e-41, 1e38, f32::INFINITY, f32::NAN, f32::from_bits(0xFFC0_1234)]),
+    ) {
+        // Halves of few numbers: many quotients lie in the middle between two integers.
+        let coarse = |value: f32| if halves { (value * 16.0).round() / 2.0 } else { value };
+        let mut weights: Vec<f32> =
+            values(seed, n * k).into_iter().map(|value| coarse(value) * 2f32.powi(power)).collect();
+        weights[(seed % (n * k) as u64) as usize] = odd;
+        let bytes = stored(&weights);
+        let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
+        for bits in BITS {
+            let segments = if cut { Segments::of_rank(k, 0, 1) } else { Segments::whole(k) };
+            let groups = Groups::new(bits, segments);
+            let expected = packed_bytes(&weights, &groups);
+            for isa in Isa::available() {
+                let pool = Pool::new("test", threads).unwrap();
+                let packed = QuantizedMatrix::pack(isa, &pool, &view, groups.clone()).unwrap();
+                prop_assert!(packed.bytes() == expected, "{} {:?}", isa, bits);
+            }
+        }
+    }
+
+    /// Of weights with 16 bits, reciprocals choose the scale that quotients would choose.
+    #[test]
+    fn reciprocals_round_as_quotients_do(bits in prop::collection::vec(any::<u16>(), 1..33), wide: bool, half: bool) {
+        // Of numbers that are all alike, more are in the middle between two integers.
+        let some = |bits: &u16| if wide { bits & 0xBFFF } else { bits & 0x81FF | 0x3E00 };
+        let stored = |bits: &u16| if half { f16::from_bits(some(bits)).to_f32() } else { bf16::from_bits(some(bits)).to_f32() };
+        let weights: Vec<f32> = bits.iter().map(stored).collect();
+        let scales = [product_with_reciprocal, quotient].map(|quotient| scale(&weights, Bits::Four, quotient).to_bits());
+        prop_assert!(scales[0] == scales[1] || weights.iter().all(|weight| weight.abs() < 1e-37));
+    }
 
     /// Every level, any number of rows and threads: the bits of the sum written out.
     #[test]
