@@ -32,4 +32,5 @@ pub use error::Error;
 pub use generate::{embed, generate, prompt_scores};
 pub use memory::{MemoryPlan, PackedWeights};
 pub use models::{Family, Llama3Scaling, ModelConfig, Rope};
+pub use sample::{NotANumber, Sampler};
 pub use store::kv_memory;

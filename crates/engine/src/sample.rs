@@ -20,18 +20,21 @@ const TEMPERATURE_MIN: f32 = 1e-5;
 type Ends<'a> = [&'a [TokenId]; 2];
 
 /// The model computed no numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NotANumber;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("logits that are not numbers")]
+pub struct NotANumber;
 
 /// Draws tokens and decides when a choice ends.
-pub(crate) struct Sampler {
+#[derive(Debug)]
+pub struct Sampler {
     isa: Isa,
     eos_token_ids: Vec<TokenId>,
     max_model_len: usize,
 }
 
 impl Sampler {
-    pub(crate) fn new(isa: Isa, eos_token_ids: Vec<TokenId>, max_model_len: u32) -> Self {
+    /// For a model that ends its texts with one of `eos_token_ids`, after `max_model_len` tokens at most.
+    pub fn new(isa: Isa, eos_token_ids: Vec<TokenId>, max_model_len: u32) -> Self {
         Self { isa, eos_token_ids, max_model_len: max_model_len as usize }
     }
 
@@ -39,12 +42,8 @@ impl Sampler {
         &self.eos_token_ids
     }
 
-    /// `None` if the request leaves no token.
-    pub(crate) fn sample(
-        &self,
-        logits: &[f32],
-        request: &SampleRequest<'_>,
-    ) -> Result<Option<SampledToken>, NotANumber> {
+    /// The next token, of which `logits` are one row; `None` if the request leaves no token.
+    pub fn sample(&self, logits: &[f32], request: &SampleRequest<'_>) -> Result<Option<SampledToken>, NotANumber> {
         let params = request.params;
         let normaliser = log_sum_exp(self.isa, logits);
         if !normaliser.is_finite() {

@@ -132,6 +132,52 @@ fn a_wide_nucleus_is_found_too() {
     assert_eq!(draw::draw(Isa::PORTABLE, &logits, 6e-3, &params, 0.0), 6, "the first of the best");
 }
 
+/// The token that `uniform` picks, with the vocabulary sorted. `weights` are those of the tokens.
+fn drawn_of_sorted(weights: &[f32], params: &SamplingParams, uniform: f64) -> usize {
+    let mut tokens: Vec<(f32, usize)> = weights.iter().copied().zip(0..).collect();
+    tokens.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let weight = |(weight, _): &(f32, usize)| draw::rounded(*weight);
+    tokens.retain(|token| weight(token) > 0.0);
+    tokens.truncate(if params.top_k > 0 { params.top_k as usize } else { usize::MAX });
+    let upto = |count: usize| tokens[..count].iter().map(weight).sum::<f64>();
+    let total = if params.top_k > 0 && (params.top_k as usize) < weights.len() {
+        upto(tokens.len())
+    } else {
+        draw::total(weights)
+    };
+    let goal = f64::from(params.top_p) * total;
+    tokens.truncate((1..tokens.len()).find(|count| upto(*count) >= goal).unwrap_or(tokens.len()));
+    let goal = uniform * tokens.iter().map(weight).sum::<f64>();
+    let picked = (1..tokens.len()).find(|count| tokens[..*count].iter().map(weight).sum::<f64>() > goal);
+    tokens[picked.unwrap_or(tokens.len()) - 1].1
+}
+
+/// Flat or steep, in many values or few, with equal ones: the tokens of a sorted vocabulary.
+#[test]
+fn a_draw_is_that_of_a_sorted_vocabulary() {
+    let of = |case: u64, what: u32, count: usize| (random::uniform(case, what, 0) * count as f64) as usize;
+    for case in 0..2000 {
+        let (size, values) = (1 + of(case, 0, 400), 1 + of(case, 1, 1000));
+        let steepness = [1e-4, 1e-2, 0.1, 1.0, 40.0][of(case, 2, 5)];
+        let score = |id: u32| (random::uniform(case, 3, id) * values as f64).floor() as f32 / values as f32;
+        let scores: Vec<f32> = (0..size as u32).map(|id| score(id) * steepness).collect();
+        let params = SamplingParams {
+            top_k: [0, 1, 5, 100][of(case, 4, 4)],
+            top_p: [0.0, 0.3, 0.9, 0.999, 0.99999][of(case, 5, 5)],
+            min_p: [0.0, 0.01][of(case, 6, 2)],
+            ..hot(0)
+        };
+        let max = scores.iter().copied().fold(f32::MIN, f32::max);
+        let mut weights = Vec::new();
+        kernels::softmax_weights(Isa::PORTABLE, &scores, max, 1.0, params.min_p, &mut weights);
+        for draw in 0..10 {
+            let uniform = random::uniform(case, 7, draw) * f64::from(draw > 0);
+            let found = draw::draw(Isa::PORTABLE, &scores, max, &params, uniform);
+            assert_eq!(found, drawn_of_sorted(&weights, &params, uniform), "case {case}, {params:?}");
+        }
+    }
+}
+
 #[test]
 fn the_same_seed_choice_and_position_draw_the_same() {
     let draw = |seed, choice, output: &[TokenId]| {
@@ -258,39 +304,4 @@ fn a_constraint_leaves_only_what_it_allows_and_ends_where_it_may() {
     check(only, &[3], false, None);
     check(greedy(), &[], false, None);
     check(greedy(), &[200], false, None);
-}
-
-/// Not a test: `cargo test --release -p engine --lib -- --ignored --nocapture what_a_draw_costs`
-#[test]
-#[ignore = "a measurement, for a release build"]
-fn what_a_draw_costs() {
-    const VOCABULARY: usize = 151_936;
-    let isa = *Isa::available().last().unwrap();
-    let sampler = Sampler::new(isa, vec![EOS], 4096);
-    // Logits as models have them: normal, with a few that stand out.
-    let noise = |i: usize| (0..4u32).map(|draw| random::uniform(i as u64, 0, draw) as f32 - 0.5).sum::<f32>() * 5.2;
-    let logits: Vec<f32> = (0..VOCABULARY).map(|i| noise(i) + if i % 9973 == 5 { 12.0 } else { 0.0 }).collect();
-    let nucleus = SamplingParams { top_p: 0.9, ..hot(1) };
-    let cases = [
-        ("greedy", greedy()),
-        ("temperature", hot(1)),
-        ("top-p 0.9", nucleus.clone()),
-        ("top-p 0.9 of flat logits", SamplingParams { temperature: 50.0, ..nucleus.clone() }),
-        ("top-k 20, top-p 0.9", SamplingParams { top_k: 20, ..nucleus.clone() }),
-        ("the same with a repetition penalty", SamplingParams { top_k: 20, repetition_penalty: 1.05, ..nucleus }),
-        ("greedy with 5 logprobs", SamplingParams { logprobs: Some(5), ..greedy() }),
-    ];
-    let output: Vec<TokenId> = (0..256).map(|token| token * 7).collect();
-    for (name, params) in cases {
-        let request = SampleRequest { params: &params, choice: 0, prompt: &output, output: &output, constraint: None };
-        let mut micros: Vec<_> = (0..41)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                std::hint::black_box(sampler.sample(&logits, &request).unwrap());
-                start.elapsed().as_micros()
-            })
-            .collect();
-        micros.sort_unstable();
-        println!("{name}: {} µs", micros[20]);
-    }
 }
