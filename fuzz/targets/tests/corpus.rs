@@ -6,17 +6,23 @@ use fuzz_targets::{Mutator, TARGETS, Target};
 
 /// Resident memory may grow by so much over a whole target: far above its inputs, far below what one foreign length could ask for.
 const GROWTH_KIB_MAX: u64 = 192 << 10;
+/// Committed inputs are small and few: what a fuzzer found worth keeping, not all that it found.
+const INPUT_BYTES_MAX: u64 = 4 << 10;
+const INPUTS_MAX: usize = 40;
+/// They are mutations already, so they get so many times fewer than examples.
+const MUTATED_BEFORE: usize = 20;
 
 fn check(target: &Target) {
-    let corpus = target.corpus();
-    for example in (target.examples)() {
-        assert!((target.run)(&example), "{} refuses {:?}", target.name, String::from_utf8_lossy(&example));
+    let (corpus, examples) = (target.corpus(), (target.examples)());
+    for example in &examples {
+        assert!((target.run)(example), "{} refuses {:?}", target.name, String::from_utf8_lossy(example));
     }
     let before = peak_kib();
     let mut mutator = Mutator::new(7);
     for (number, input) in corpus.iter().enumerate() {
         (target.run)(input);
-        for _ in 0..target.mutations {
+        let mutations = if number < examples.len() { target.mutations } else { target.mutations / MUTATED_BEFORE };
+        for _ in 0..mutations {
             let mutated = mutator.mutate(input, &corpus[(number + 1) % corpus.len()]);
             let ran = std::panic::catch_unwind(|| (target.run)(&mutated));
             assert!(ran.is_ok(), "{} panics on {:?}", target.name, mutated.escape_ascii().to_string());
@@ -39,6 +45,18 @@ fn every_parser_takes_or_refuses() {
     for target in TARGETS {
         println!("{}", target.name);
         check(target);
+    }
+}
+
+#[test]
+fn every_target_has_a_small_corpus() {
+    for target in TARGETS {
+        let inputs: Vec<_> = std::fs::read_dir(target.corpus_dir()).unwrap().map(Result::unwrap).collect();
+        assert!((1..=INPUTS_MAX).contains(&inputs.len()), "{}: {} inputs", target.name, inputs.len());
+        for input in inputs {
+            let bytes = input.metadata().unwrap().len();
+            assert!(bytes <= INPUT_BYTES_MAX, "{} has {bytes} bytes", input.path().display());
+        }
     }
 }
 
