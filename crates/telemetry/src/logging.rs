@@ -4,15 +4,21 @@
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::time::Instant;
 
-use tracing::{Event, Subscriber};
+use parking_lot::Mutex;
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::FilterExt;
 use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as text};
 
+use crate::Seldom;
 use crate::otlp::{self, Exporter};
 
 const FILTER_VAR: &str = "PDSERVE_LOG";
@@ -40,7 +46,7 @@ pub fn init(process: &str) -> Result<Exporter, Error> {
     let (spans, exporter) = otlp::start(process)?;
     let stderr = log_layer(process, json);
     tracing_subscriber::registry()
-        .with(stderr.and_then(spans).with_filter(filter))
+        .with(stderr.and_then(spans).with_filter(filter.and(ExportSeldom::default())))
         .try_init()
         .map_err(|_| Error::Twice)?;
     otlp::warn_if_missing();
@@ -72,6 +78,29 @@ fn log_layer(process: &str, json: bool) -> Box<dyn Layer<Registry> + Send + Sync
     }
     let format = TextLine { process, inner: Format::default().with_target(false) };
     Box::new(layer.with_ansi(std::io::stderr().is_terminal()).event_format(format))
+}
+
+/// One line per minute and part of the span exporter: while nobody takes the spans it would say so with every batch.
+#[derive(Default)]
+struct ExportSeldom(Mutex<Seldom<&'static str>>);
+
+impl<S> Filter<S> for ExportSeldom {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::always()
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let target = event.metadata().target();
+        !target.starts_with("opentelemetry") || self.0.lock().due(target, Instant::now())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
+    }
 }
 
 /// `prefill-0 <time> INFO <message> <fields>`
@@ -169,6 +198,23 @@ mod tests {
         assert!(line.starts_with("{\"process\":\"decode-1\",\"timestamp\":"), "{line}");
         assert!(line.contains("\"stage\":\"reserved\",\"blocks\":3"), "{line}");
         assert!(line.ends_with("}\n"), "{line}");
+    }
+
+    #[test]
+    fn an_export_that_fails_again_and_again_is_told_once_a_minute() {
+        let captured = Captured::default();
+        let layer = text::layer().with_writer(writer(&captured)).with_ansi(false);
+        let layer = layer.with_filter(filter(None).unwrap().and(ExportSeldom::default()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for _ in 0..3 {
+                tracing::error!(target: "opentelemetry_sdk", "not exported");
+                tracing::info!("served");
+                tracing::debug!("not asked for");
+            }
+        });
+        let said = captured.line();
+        let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
+        assert_eq!((count("not exported"), count("served"), count("not asked for")), (1, 3, 0), "{said}");
     }
 
     #[test]
