@@ -2,25 +2,26 @@
 //!
 //! One order per output element: `k` is cut into segments, and those into chunks, at fixed places; within a chunk, each lane of a
 //! vector adds its share of the products one after the other as `k` grows, and the lanes are added as a tree; chunks are added one
-//! after the other, segments as a tree. How many rows or columns are
-//! worked on together changes which elements share a load, never this order.
+//! after the other, segments as a tree. How many rows or columns are worked on together changes which elements share a load, never
+//! this order.
 //!
 //! ```text
 //! Inputs  ─► x, once for all products of it (inputs.rs)
-//! task    ─► a run of columns (rows of `w`), in blocks that stay in the second-level cache
-//! block   ─► all rows of x, a few at a time, which stay in the first-level cache
-//! tile    ─► those times a few columns, sums in registers (tile.rs)
+//! task    ─► a run of columns (rows of `w`), in blocks that stay in the second-level cache (block.rs)
+//! tile    ─► a few rows of x times a few columns, sums in registers (tile.rs)
 //! ```
 //!
 //! Where there are tile registers, products with bf16 weights go by them instead (tiled.rs).
 //!
 //! Every weight is loaded along its row, where memory is fastest, and taken apart at two instructions for 32 of them; so weights need
-//! no second, packed copy.
+//! no second, packed copy. With many rows, those of a block are widened once for all of them (panel.rs).
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
+mod block;
 mod inputs;
 mod load;
+mod panel;
 mod segments;
 mod tile;
 mod tiled;
@@ -28,8 +29,9 @@ mod weight;
 
 use std::ops::Range;
 
+use block::{SCRATCH, Scratch};
 pub use inputs::Inputs;
-use inputs::{Part, Tiles};
+use inputs::Tiles;
 pub(crate) use load::{Bf16, F32, widen};
 pub(crate) use segments::WAITING;
 pub use segments::{SEGMENTS, Segments, tree_sum};
@@ -40,13 +42,7 @@ pub use weight::{Element, WeightView};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::tiles::TileUnit;
 use crate::{Pool, pool::SharedMut};
-use load::{F16, Load};
-use tile::{OUTPUTS, Tile, columns_max};
-
-/// Bytes of weights that a group of rows of `x` passes over before the next, and bytes of such a group: both stay in the second-level
-/// cache.
-const BLOCK: usize = 384 << 10;
-const GROUP: usize = 768 << 10;
+use load::F16;
 
 /// `out = x * w^T (+ bias)`: `x` is `[m][w.cols]`, `out` `[m][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
@@ -64,7 +60,8 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     let share = w.rows.div_ceil(pool.threads());
     pool.run(w.rows.div_ceil(share), |task| {
         let columns = task * share..((task + 1) * share).min(w.rows);
-        isa.run(Columns { x, w, bias, columns, tiles: Tiles::of(isa, x.rows()), out: &out });
+        let columns = Columns { x, w, bias, columns, tiles: Tiles::of(isa, x.rows()), out: &out };
+        SCRATCH.with_borrow_mut(|scratch| isa.run(Product { columns, scratch }));
     });
 }
 
@@ -84,110 +81,26 @@ struct Columns<'a> {
     out: &'a SharedMut<'a, f32>,
 }
 
-impl Kernel for Columns<'_> {
+/// A task and what its thread works with.
+struct Product<'a> {
+    columns: Columns<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Product<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let Self { columns, scratch } = self;
         // SAFETY: `matmul` has checked the shapes.
         unsafe {
-            match self.w.element {
-                Element::F32 => self.blocks::<S, F32>(),
-                Element::F16 => self.blocks::<S, F16>(),
-                Element::Bf16 => self.blocks::<S, Bf16>(),
+            match columns.w.element {
+                Element::F32 => columns.blocks::<S, F32>(scratch),
+                Element::F16 => columns.blocks::<S, F16>(scratch),
+                Element::Bf16 => columns.blocks::<S, Bf16>(scratch),
             }
         }
-    }
-}
-
-/// Tiles of a block, at most.
-const TILES: usize = 24;
-
-/// `[column tile][waiting sum][output]`
-type Sums = [[[f32; OUTPUTS]; WAITING]; TILES];
-
-impl Columns<'_> {
-    /// # Safety
-    /// As [`Kernel::run`].
-    #[inline(always)]
-    unsafe fn blocks<S: Simd, E: Load>(&self) {
-        // The narrowest of all tiles, so that `sums` has room whichever it is for.
-        let width = columns_max(S::LANES, self.tiles.largest());
-        let stride = self.w.stride * E::SIZE;
-        // With one tile of rows nothing is used twice.
-        let tiles = if self.tiles.count == 1 { 1 } else { (BLOCK / (stride * width).max(1)).clamp(1, TILES) };
-        let ahead = tiles * width * stride;
-        let group = (GROUP / self.x.tile_bytes().max(1)).max(1);
-        let mut sums = [[[0.0; OUTPUTS]; WAITING]; TILES];
-        for first in (0..self.tiles.count).step_by(group) {
-            for start in self.columns.clone().step_by(tiles * width) {
-                let columns = start..(start + tiles * width).min(self.columns.end);
-                for tile in first..(first + group).min(self.tiles.count) {
-                    let rows = self.tiles.rows(tile);
-                    // SAFETY: rows and columns exist.
-                    unsafe { self.block::<S, E>(&rows, &columns, ahead, &mut sums) };
-                    self.finish::<S>(&rows, &columns, &sums);
-                }
-            }
-        }
-    }
-
-    /// Sums every segment of a tile of rows and a block of columns, and joins them.
-    ///
-    /// # Safety
-    /// Rows and columns exist, no more than `sums` has room for. The CPU has `S`.
-    #[inline(always)]
-    unsafe fn block<S: Simd, E: Load>(
-        &self,
-        rows: &Range<usize>,
-        columns: &Range<usize>,
-        ahead: usize,
-        sums: &mut Sums,
-    ) {
-        let (width, w_stride) = (columns_max(S::LANES, rows.len()), self.w.stride * E::SIZE);
-        for part in self.x.parts() {
-            let (x, w) = (self.x.tile(rows, part.at), self.w.bytes.as_ptr().wrapping_add(part.k.start * E::SIZE));
-            for (column, sums) in columns.clone().step_by(width).zip(sums.iter_mut()) {
-                let tile = Tile { x, w: w.wrapping_add(column * w_stride), w_stride, k: part.k.len(), ahead };
-                let mut chunk = [0.0; OUTPUTS];
-                // SAFETY: rows, columns and the part of `k` exist on both sides.
-                unsafe { tile.sums::<S, E>(rows.len(), width.min(columns.end - column), &mut chunk) };
-                take(sums, &part, &chunk);
-            }
-        }
-    }
-
-    /// Writes the outputs.
-    #[inline(always)]
-    fn finish<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: &Sums) {
-        let width = columns_max(S::LANES, rows.len());
-        for (index, row) in rows.clone().enumerate() {
-            // SAFETY: the output row has `w.rows` columns, of which this task owns `columns`.
-            let out = unsafe { self.out.slice(row * self.w.rows + columns.start, columns.len()) };
-            for (out, sums) in out.chunks_mut(width).zip(sums) {
-                let sums = &sums[0][index * width..(index + 1) * width];
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
-            }
-            if let Some(bias) = self.bias {
-                out.iter_mut().zip(&bias[columns.clone()]).for_each(|(out, bias)| *out += bias);
-            }
-        }
-    }
-}
-
-/// Adds a chunk's sums to its segment's, and after the last one joins what waits for them.
-#[inline(always)]
-fn take(sums: &mut [[f32; OUTPUTS]; WAITING], part: &Part, chunk: &[f32; OUTPUTS]) {
-    let place = part.step.place;
-    if part.first {
-        sums[place] = *chunk;
-    } else {
-        sums[place].iter_mut().zip(chunk).for_each(|(sum, chunk)| *sum += chunk);
-    }
-    let joins = if part.last { part.step.joins } else { 0 };
-    for place in (place - joins..place).rev() {
-        let right = sums[place + 1];
-        sums[place].iter_mut().zip(right).for_each(|(left, right)| *left += right);
     }
 }
 

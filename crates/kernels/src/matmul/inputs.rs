@@ -32,6 +32,8 @@ pub struct Inputs {
     start: usize,
     rows: usize,
     layout: Option<Layout>,
+    /// The chunks of each segment, in the order in which they are summed.
+    parts: Vec<Part>,
     /// Instead of all that, where products go by tile registers.
     pub(super) tiled: TiledInputs,
 }
@@ -46,6 +48,7 @@ struct Layout {
 }
 
 /// A chunk of a segment as the tiles read it.
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     /// Of the weights' rows.
     pub(super) k: Range<usize>,
@@ -71,6 +74,8 @@ impl Inputs {
         let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
         let padded = layout.padded();
         self.layout = Some(layout);
+        self.parts.clear();
+        self.parts.extend(layout.parts());
         self.values.resize(self.rows * padded + MAX_LANES, 0.0);
         self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
         let values = SharedMut::new(&mut self.values[self.start..]);
@@ -97,9 +102,8 @@ impl Inputs {
         self.values[self.start + rows.start * padded + at * rows.len()..].as_ptr()
     }
 
-    /// Of the largest tile.
-    pub(super) fn tile_bytes(&self) -> usize {
-        self.layout.map_or(0, |layout| layout.padded() * rows_max(layout.isa.lanes()) * size_of::<f32>())
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// They were laid out for this level, and for weights of this type with rows of this length.
@@ -111,24 +115,6 @@ impl Inputs {
             layout.isa == isa && layout.interleaved == element.interleaved() && layout.segments.len() == k
         };
         self.layout.is_some_and(fits)
-    }
-
-    /// The chunks of each segment, in the order in which they are summed.
-    pub(super) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
-        let segments = self.layout.iter().flat_map(|layout| layout.segments.tree().zip(layout.segments.ranges()));
-        let chunks = segments.flat_map(|(step, k)| {
-            (0..k.len().div_ceil(CHUNK).max(1)).map(move |chunk| {
-                let start = k.start + chunk * CHUNK;
-                let end = (start + CHUNK).min(k.end);
-                Part { k: start..end, at: 0, step, first: start == k.start, last: end == k.end }
-            })
-        });
-        let mut at = 0;
-        chunks.map(move |part| {
-            let start = at;
-            at += part.k.len().next_multiple_of(STEP);
-            Part { at: start, ..part }
-        })
     }
 }
 
@@ -152,11 +138,35 @@ impl Tiles {
     pub(super) fn rows(self, tile: usize) -> Range<usize> {
         self.of * tile / self.count..self.of * (tile + 1) / self.count
     }
+
+    /// Groups of at most so many tiles, as even as can be.
+    pub(super) fn groups(self, most: usize) -> impl Iterator<Item = Range<usize>> {
+        let count = self.count.div_ceil(most);
+        (0..count).map(move |group| self.count * group / count..self.count * (group + 1) / count)
+    }
 }
 
 impl Layout {
     fn padded(&self) -> usize {
         self.segments.ranges().map(|k| k.len().next_multiple_of(STEP)).sum()
+    }
+
+    /// See [`Inputs::parts`].
+    fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        let segments = self.segments.tree().zip(self.segments.ranges());
+        let chunks = segments.flat_map(|(step, k)| {
+            (0..k.len().div_ceil(CHUNK).max(1)).map(move |chunk| {
+                let start = k.start + chunk * CHUNK;
+                let end = (start + CHUNK).min(k.end);
+                Part { k: start..end, at: 0, step, first: start == k.start, last: end == k.end }
+            })
+        });
+        let mut at = 0;
+        chunks.map(move |part| {
+            let start = at;
+            at += part.k.len().next_multiple_of(STEP);
+            Part { at: start, ..part }
+        })
     }
 }
 
@@ -184,12 +194,15 @@ impl Kernel for LayOut<'_> {
                 for row in 0..rows {
                     let mut values = [0.0; STEP];
                     values[..k.len()].copy_from_slice(&self.x[row * width..][k.clone()]);
-                    if self.layout.interleaved {
-                        take_apart(&mut values[..step]);
-                    }
                     let (first, second) = to.split_at_mut(S::LANES * rows);
-                    first[row * S::LANES..][..S::LANES].copy_from_slice(&values[..S::LANES]);
-                    second[row * S::LANES..][..S::LANES].copy_from_slice(&values[S::LANES..step]);
+                    let first = &mut first[row * S::LANES..][..S::LANES];
+                    let second = &mut second[row * S::LANES..][..S::LANES];
+                    if self.layout.interleaved {
+                        take_apart(&values[..step], first, second);
+                    } else {
+                        first.copy_from_slice(&values[..S::LANES]);
+                        second.copy_from_slice(&values[S::LANES..step]);
+                    }
                 }
             }
             to = rest;
@@ -197,14 +210,10 @@ impl Kernel for LayOut<'_> {
     }
 }
 
-/// Values at even places first.
+/// Values at even and at odd places.
 #[inline(always)]
-fn take_apart(values: &mut [f32]) {
-    let mut odd = [0.0; MAX_LANES];
-    let half = values.len() / 2;
-    for i in 0..half {
-        odd[i] = values[2 * i + 1];
-        values[i] = values[2 * i];
+fn take_apart(values: &[f32], even: &mut [f32], odd: &mut [f32]) {
+    for ((pair, even), odd) in values.as_chunks::<2>().0.iter().zip(even).zip(odd) {
+        [*even, *odd] = *pair;
     }
-    values[half..].copy_from_slice(&odd[..half]);
 }

@@ -107,6 +107,42 @@ fn large_products_have_the_bits_of_single_rows() {
     }
 }
 
+/// Values of which some are so small that products of them vanish, and a few not finite.
+fn wild(seed: u64, count: usize) -> Vec<f32> {
+    let mut values = values(seed, count);
+    for (step, odd) in [(5, [-0.0, 1e-38, -1e-38]), (1999, [f32::NAN, f32::INFINITY, f32::NEG_INFINITY])] {
+        values.iter_mut().step_by(step).zip(odd.iter().cycle()).for_each(|(value, odd)| *value = *odd);
+    }
+    values
+}
+
+/// Around each number of rows at which work is divided in another way: tiles, tiles that share widened weights, groups of those.
+#[test]
+fn any_number_of_rows_has_the_bits_of_single_rows() {
+    /// What is not a number need not be the same one.
+    fn known(out: &[f32]) -> Vec<u32> {
+        out.iter().map(|value| if value.is_nan() { f32::NAN } else { *value }.to_bits()).collect()
+    }
+    for (k, n) in [(33, 50), (1064, 7)] {
+        for (element, weights) in
+            ELEMENTS.into_iter().flat_map(|element| [(element, values(9, n * k)), (element, wild(9, n * k))])
+        {
+            let bytes = stored(element, &weights);
+            let w = WeightView::new(&bytes, element, n, k).unwrap();
+            let x = wild(10, 131 * k);
+            for isa in Isa::available() {
+                for segments in [Segments::whole(k), Segments::of_rank(k, 0, 1)] {
+                    let alone: Vec<f32> = x.chunks_exact(k).flat_map(|x| product(isa, 1, x, &w, &segments)).collect();
+                    for m in [2, 4, 5, 8, 9, 16, 17, 44, 45, 88, 89, 128, 131] {
+                        let together = product(isa, 2, &x[..m * k], &w, &segments);
+                        assert!(known(&together) == known(&alone[..m * n]), "{isa} {element:?} {m} {k} {n}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -8,10 +8,10 @@
 use std::hint::black_box;
 
 use super::load::{HALVES, Load};
-use crate::simd::Simd;
+use crate::simd::{MAX_LANES, Simd};
 
-/// Most outputs of a tile.
-pub(super) const OUTPUTS: usize = 24;
+/// Outputs of a tile, in whole vectors.
+pub(super) const OUTPUTS: usize = 2 * MAX_LANES;
 
 /// Rows of inputs that a tile takes at most, and how many rows of weights go with `rows` of them: as many sums as a level has
 /// registers for, besides what is loaded.
@@ -137,12 +137,12 @@ impl Tile {
 /// The CPU has `S`.
 #[inline(always)]
 unsafe fn fold<S: Simd, const M: usize, const N: usize>(sums: &[[S::V; N]; M], to: &mut [f32; OUTPUTS]) {
-    let sums = sums.as_flattened();
-    for (sums, to) in sums.chunks(4).zip(to.chunks_exact_mut(4)) {
-        let last = sums[sums.len() - 1];
-        let mut four = [last; 4];
-        four[..sums.len()].copy_from_slice(sums);
-        // SAFETY: the caller grants the CPU.
-        to.copy_from_slice(&unsafe { S::sum4(four) });
+    for (sums, to) in sums.as_flattened().chunks(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+        // SAFETY: the caller grants the CPU; `to` is a vector long.
+        unsafe {
+            let mut vectors = [S::splat(0.0); MAX_LANES];
+            vectors[..sums.len()].copy_from_slice(sums);
+            S::store(to.as_mut_ptr(), S::sums(&vectors));
+        }
     }
 }

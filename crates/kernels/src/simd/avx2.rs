@@ -193,17 +193,20 @@ impl Simd for Avx2 {
             }
         }
     }
+    /// Halves, then what is left of pairs of vectors, until a lane is a sum.
     #[inline(always)]
-    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+    unsafe fn sums(v: &[Self::V; MAX_LANES]) -> Self::V {
         unsafe {
-            // No closure: it would not be compiled for this level.
-            let (a, b, c, d) = (fold(v[0]), fold(v[1]), fold(v[2]), fold(v[3]));
-            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
-            let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
-            let sums = _mm_add_ps(_mm_shuffle_ps::<0x88>(ab, cd), _mm_shuffle_ps::<0xDD>(ab, cd));
-            let mut out = [0.0; 4];
-            _mm_storeu_ps(out.as_mut_ptr(), sums);
-            out
+            let mut four = [_mm256_setzero_ps(); 4];
+            for (i, four) in four.iter_mut().enumerate() {
+                let (low, high) = (v[i], v[i + 4]);
+                *four =
+                    _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high));
+            }
+            let [a, b, c, d] = four;
+            let ab = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
+            let cd = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(c, d), _mm256_shuffle_ps::<0xEE>(c, d));
+            _mm256_add_ps(_mm256_shuffle_ps::<0x88>(ab, cd), _mm256_shuffle_ps::<0xDD>(ab, cd))
         }
     }
     #[inline(always)]

@@ -61,6 +61,20 @@ unsafe fn transpose4([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
     }
 }
 
+/// Four lanes of each vector, the first one's first: lane `i` plus `i + 8`, plus the same of `i + 4`.
+///
+/// # Safety
+/// The CPU has AVX-512.
+#[inline(always)]
+unsafe fn fold4([a, b, c, d]: [__m512; 4]) -> __m512 {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+        let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd))
+    }
+}
+
 // SAFETY (all functions): see `Simd`; the instructions are there because `run` above is the only way in.
 impl Simd for Avx512 {
     type V = __m512;
@@ -174,18 +188,18 @@ impl Simd for Avx512 {
             }
         }
     }
+    /// Halves, then what is left of pairs of vectors, until a lane is a sum.
     #[inline(always)]
-    unsafe fn sum4([a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+    unsafe fn sums(v: &[Self::V; MAX_LANES]) -> Self::V {
         unsafe {
-            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
-            // Four lanes of each.
-            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
-            let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4E>(four));
-            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xB1>(two));
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one)));
-            sums
+            let mut four = [_mm512_setzero_ps(); 4];
+            for (i, four) in four.iter_mut().enumerate() {
+                *four = fold4([v[i], v[i + 4], v[i + 8], v[i + 12]]);
+            }
+            let [a, b, c, d] = four;
+            let ab = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(c, d), _mm512_shuffle_ps::<0xEE>(c, d));
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xDD>(ab, cd))
         }
     }
     #[inline(always)]

@@ -241,8 +241,8 @@ pub(crate) trait Simd: Copy {
 
     /// Lane `i` of vector `j` changes places with lane `j` of vector `i`, for the first `LANES` vectors.
     unsafe fn transpose(v: &mut [Self::V; MAX_LANES]);
-    /// [`Simd::sum`] of each.
-    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4];
+    /// [`Simd::sum`] of each of the first `LANES` vectors.
+    unsafe fn sums(v: &[Self::V; MAX_LANES]) -> Self::V;
     /// The first `count < 2 * LANES` values of two bytes, two in each lane; the others are 0.
     unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V;
     /// The lower of the two bf16 values that each lane's bits are.
@@ -387,32 +387,35 @@ mod tests {
         }
     }
 
-    /// Four vectors of counted lanes, summed; then the halves of lanes that hold two bf16 values, whole and as a head.
+    /// Vectors of counted lanes, summed together and each; then the halves of lanes that hold two bf16 values, whole and as a head.
     struct Folded;
 
     impl Kernel for Folded {
-        type Output = ([f32; 4], [f32; 4], [f32; 2], [f32; 2]);
+        type Output = (Vec<f32>, Vec<f32>, [f32; 2], [f32; 2]);
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Self::Output {
-            let counted: Vec<f32> = (0..4 * S::LANES).map(|i| (i as f32).sqrt()).collect();
+            let counted: Vec<f32> = (0..MAX_LANES * S::LANES).map(|i| (i as f32).sqrt()).collect();
             let stored: Vec<u8> = (1..=2 * S::LANES as u16).flat_map(|i| (i << 7).to_le_bytes()).collect();
-            // SAFETY: `counted` holds four vectors, `stored` one of pairs.
+            let mut sums = vec![0.0; S::LANES];
+            // SAFETY: `counted` holds MAX_LANES vectors, `sums` one, `stored` one of pairs.
             unsafe {
-                let v: [S::V; 4] = std::array::from_fn(|j| S::load(counted.as_ptr().add(j * S::LANES)));
+                let v: [S::V; MAX_LANES] = std::array::from_fn(|j| S::load(counted.as_ptr().add(j * S::LANES)));
+                S::store(sums.as_mut_ptr(), S::sums(&v));
+                let each = v.iter().take(S::LANES).map(|v| S::sum(*v)).collect();
                 let pairs = S::load(stored.as_ptr().cast());
                 let head = S::load_pairs_head(stored.as_ptr(), 3);
                 let halves = |pairs| [S::max_lane(S::low_bf16(pairs)), S::max_lane(S::high_bf16(pairs))];
-                (S::sum4(v), v.map(|v| S::sum(v)), halves(pairs), halves(head))
+                (sums, each, halves(pairs), halves(head))
             }
         }
     }
 
     #[test]
-    fn four_sums_are_those_of_each_and_pairs_are_taken_apart() {
+    fn sums_are_those_of_each_and_pairs_are_taken_apart() {
         for isa in Isa::available() {
-            let (four, each, whole, head) = isa.run(Folded);
-            assert_eq!(four, each, "{isa}");
-            assert!(four[0] > 0.0 && four[3] > four[0], "{isa}: {four:?}");
+            let (sums, each, whole, head) = isa.run(Folded);
+            assert_eq!(sums, each, "{isa}");
+            assert!(sums[0] > 0.0 && sums.is_sorted(), "{isa}: {sums:?}");
             let power = |i: u32| f32::from_bits(i << 23);
             assert_eq!(head, [power(3), power(2)], "{isa}");
             assert!(whole[1] == whole[0] * 2.0 && whole[0] > head[0], "{isa}: {whole:?}");

@@ -118,9 +118,9 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+    unsafe fn sums(v: &[Self::V; MAX_LANES]) -> Self::V {
         // SAFETY: arithmetic only.
-        v.map(|v| unsafe { Self::sum(v) })
+        std::array::from_fn(|i| unsafe { Self::sum(v[i]) })
     }
     #[inline(always)]
     unsafe fn load_pairs_head(from: *const u8, count: usize) -> Self::V {

@@ -1,0 +1,181 @@
+//! The order in which one thread goes over its columns and all rows, so that what is used again soon is still in a cache.
+//!
+//! ```text
+//! group  ─► some tiles of rows, whose part of `k` stays in the second-level cache
+//! block  ─► times some tiles of columns; with many rows, their part of `k` is widened once for all
+//! part   ─► of `k`: a chunk of a segment
+//! rows   ─► a tile of rows, whose part stays in the first-level cache
+//! tile   ─► times a tile of columns, sums in registers (tile.rs)
+//! ```
+
+#![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::inputs::Part;
+use super::load::{F32, Load};
+use super::panel::Panel;
+use super::tile::{OUTPUTS, Tile, columns_max};
+use super::{Columns, WAITING};
+use crate::simd::Simd;
+
+/// Bytes of weights that a group of rows passes over before the next.
+const BLOCK: usize = 384 << 10;
+
+/// Tiles of columns in a block, and of rows in a group, at most.
+const ACROSS: usize = 16;
+const DOWN: usize = 16;
+
+/// With so many tiles of rows, widening weights once costs less than every time.
+const MANY: usize = 12;
+
+/// `[waiting sum][output of a tile]`
+type Sums = [[f32; OUTPUTS]; WAITING];
+
+/// What a thread works with, kept from product to product.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Of a block: `[tile of rows][tile of columns]`.
+    sums: Vec<Sums>,
+    panel: Panel,
+}
+
+thread_local! {
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Tiles of rows times columns, at most `across` tiles of these.
+struct Block {
+    down: Range<usize>,
+    columns: Range<usize>,
+    across: usize,
+}
+
+/// A part of `k` of a block's weights.
+pub(super) struct Weights {
+    /// Of the first column.
+    pub(super) start: *const u8,
+    /// Bytes from one column's to the next.
+    pub(super) stride: usize,
+    pub(super) k: usize,
+    /// They come from memory; others were used before.
+    pub(super) new: bool,
+}
+
+impl Columns<'_> {
+    /// # Safety
+    /// As [`crate::simd::Kernel::run`].
+    #[inline(always)]
+    pub(super) unsafe fn blocks<S: Simd, E: Load>(&self, scratch: &mut Scratch) {
+        // The narrowest of all tiles, so that there is room for the sums whichever it is.
+        let width = columns_max(S::LANES, self.tiles.largest());
+        let bytes = (self.w.stride * E::SIZE * width).max(1);
+        let across = (BLOCK / bytes).clamp(1, ACROSS);
+        let room = (self.tiles.count.min(DOWN) * across).max(scratch.sums.len());
+        scratch.sums.resize(room, [[0.0; OUTPUTS]; WAITING]);
+        for down in self.tiles.groups(DOWN) {
+            for start in self.columns.clone().step_by(across * width) {
+                let columns = start..(start + across * width).min(self.columns.end);
+                let block = Block { down: down.clone(), columns, across };
+                // SAFETY: rows and columns exist, and `across` leaves none over.
+                unsafe { self.block::<S, E>(&block, scratch) };
+            }
+        }
+    }
+
+    /// All outputs of a block.
+    ///
+    /// # Safety
+    /// Its rows and columns exist. The CPU has `S`.
+    #[inline(always)]
+    unsafe fn block<S: Simd, E: Load>(&self, block: &Block, scratch: &mut Scratch) {
+        let Scratch { sums, panel } = scratch;
+        for part in self.x.parts() {
+            let start = (block.columns.start * self.w.stride + part.k.start) * E::SIZE;
+            let (k, stride) = (part.k.len(), self.w.stride * E::SIZE);
+            let stored = Weights { start: self.w.bytes.as_ptr().wrapping_add(start), stride, k, new: true };
+            // SAFETY: the part's weights exist.
+            unsafe {
+                if self.tiles.count >= MANY && E::SIZE < F32::SIZE {
+                    let widened = panel.fill::<S, E>(&stored, block.columns.len());
+                    self.part::<S, F32>(block, part, &widened, sums);
+                } else {
+                    self.part::<S, E>(block, part, &stored, sums);
+                }
+            }
+        }
+        for (tile, sums) in block.down.clone().zip(sums.chunks(block.across)) {
+            self.finish::<S>(&self.tiles.rows(tile), &block.columns, sums);
+        }
+    }
+
+    /// Adds a part of `k` to the sums of a block. `weights` are of type `E`.
+    ///
+    /// # Safety
+    /// The block's rows, and `weights` of its columns exist. The CPU has `S`.
+    #[inline(always)]
+    unsafe fn part<S: Simd, E: Load>(&self, block: &Block, part: &Part, weights: &Weights, sums: &mut [Sums]) {
+        for (down, sums) in block.down.clone().zip(sums.chunks_mut(block.across)) {
+            let rows = self.tiles.rows(down);
+            let (x, width) = (self.x.tile(&rows, part.at), columns_max(S::LANES, rows.len()));
+            for (column, sums) in (0..block.columns.len()).step_by(width).zip(sums) {
+                let w = weights.start.wrapping_add(column * weights.stride);
+                // Later tiles of rows find in a cache what the first one has asked for.
+                let ahead = if weights.new && down == block.down.start { width * weights.stride } else { 0 };
+                let tile = Tile { x, w, w_stride: weights.stride, k: weights.k, ahead };
+                let mut chunk = [0.0; OUTPUTS];
+                // SAFETY: rows, columns and the part of `k` exist on both sides.
+                unsafe { tile.sums::<S, E>(rows.len(), width.min(block.columns.len() - column), &mut chunk) };
+                take(sums, part, &chunk);
+            }
+        }
+    }
+
+    /// Writes the outputs of a tile of rows.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: &[Sums]) {
+        for (index, row) in rows.clone().enumerate() {
+            // SAFETY: the output row has `w.rows` columns, of which this task owns `columns`.
+            let out = unsafe { self.out.slice(row * self.w.rows + columns.start, columns.len()) };
+            match columns_max(S::LANES, rows.len()) {
+                2 => put::<2>(out, index, sums),
+                3 => put::<3>(out, index, sums),
+                4 => put::<4>(out, index, sums),
+                5 => put::<5>(out, index, sums),
+                _ => put::<8>(out, index, sums),
+            }
+            if let Some(bias) = self.bias {
+                out.iter_mut().zip(&bias[columns.clone()]).for_each(|(out, bias)| *out += bias);
+            }
+        }
+    }
+}
+
+/// Copies a row's outputs of each tile of `N` columns.
+#[inline(always)]
+fn put<const N: usize>(out: &mut [f32], row: usize, sums: &[Sums]) {
+    let (whole, rest) = out.as_chunks_mut::<N>();
+    for (out, sums) in whole.iter_mut().zip(sums) {
+        out.copy_from_slice(&sums[0][row * N..][..N]);
+    }
+    if !rest.is_empty() {
+        rest.copy_from_slice(&sums[whole.len()][0][row * N..][..rest.len()]);
+    }
+}
+
+/// Adds a chunk's sums to its segment's, and after the last one joins what waits for them.
+#[inline(always)]
+fn take(sums: &mut Sums, part: &Part, chunk: &[f32; OUTPUTS]) {
+    let place = part.step.place;
+    if part.first {
+        sums[place] = *chunk;
+    } else {
+        sums[place].iter_mut().zip(chunk).for_each(|(sum, chunk)| *sum += chunk);
+    }
+    let joins = if part.last { part.step.joins } else { 0 };
+    for place in (place - joins..place).rev() {
+        let right = sums[place + 1];
+        sums[place].iter_mut().zip(right).for_each(|(left, right)| *left += right);
+    }
+}
