@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use edge::{Credentials, ServerTls, SetupError};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable};
+use text::Grammars;
 use types::{InstanceId, Pooling, Role};
 
 use crate::access::Access;
@@ -42,6 +43,8 @@ pub struct Config {
     pub credentials: Credentials,
     /// Clients talk HTTPS.
     pub tls: Option<ServerTls>,
+    /// Some that are compiled already; `None` = those of the model's tokenizer, none compiled yet.
+    pub grammars: Option<Grammars>,
     /// Of the random candidates of pairing; `None` = another one each time.
     pub seed: Option<u64>,
     pub bounds: Bounds,
@@ -156,6 +159,7 @@ impl Config {
             server_info: false,
             credentials: Credentials::default(),
             tls: None,
+            grammars: None,
             seed: None,
             bounds: Bounds::default(),
             timings: Timings::default(),

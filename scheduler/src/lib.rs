@@ -110,7 +110,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let api = Arc::new(Api {
         cluster,
         admission: Arc::new(Admission::new(&config.bounds)),
-        grammars: Grammars::new(tokenizer.clone()),
+        grammars: config.grammars.unwrap_or_else(|| Grammars::new(tokenizer.clone())),
         stored: Stored::new(config.bounds.stored_answers, config.bounds.stored_bytes, config.timings.stored),
         dialect: Dialect::new(config.tool_call_parser, config.reasoning_parser, template.as_ref()),
         tokenizer,

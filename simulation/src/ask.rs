@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use text::Tokenizer;
 use types::{FinishReason, GenerateSpec, SamplingParams, TokenId};
-use worker::fake::oracle;
+use worker::fake::{oracle, oracle_within};
+
+use crate::model::{Form, Model};
 
 /// One request of one client.
 #[derive(Clone, Debug)]
@@ -21,11 +22,21 @@ pub(crate) struct Ask {
     pub(crate) max_tokens: u32,
     pub(crate) seed: u64,
     pub(crate) stop: Option<String>,
+    /// What the text is held to.
+    pub(crate) form: Option<Form>,
     pub(crate) stream: bool,
-    /// The client leaves after this time.
-    pub(crate) leaves: Option<Duration>,
+    /// When the client leaves.
+    pub(crate) leaves: Option<Leave>,
     /// Sent when all faults were over: it must succeed.
     pub(crate) calm: bool,
+}
+
+/// When a client leaves that does not wait for its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Leave {
+    After(Duration),
+    /// In the middle of the hand-over: D has a piece of its KV.
+    Landing,
 }
 
 /// What one choice is, or what is seen of it.
@@ -77,6 +88,9 @@ impl Ask {
         if let Some(stop) = &self.stop {
             body["stop"] = json!([stop]);
         }
+        if let Some((field, value)) = self.form.map(Form::field) {
+            body[field] = value;
+        }
         body
     }
 
@@ -96,12 +110,15 @@ impl Ask {
     }
 
     /// What an undisturbed cluster answers.
-    pub(crate) fn expected(&self, tokenizer: &Tokenizer) -> Vec<Text> {
-        let choices = oracle(&self.spec()).into_iter();
-        choices.map(|tokens| self.expected_choice(tokenizer, &tokens)).collect()
+    pub(crate) fn expected(&self, model: &Model) -> Vec<Text> {
+        let choices = match self.form {
+            Some(form) => oracle_within(&self.spec(), &model.matcher(form)),
+            None => oracle(&self.spec()),
+        };
+        choices.iter().map(|tokens| self.expected_choice(model, tokens)).collect()
     }
 
-    fn expected_choice(&self, tokenizer: &Tokenizer, sampled: &[types::SampledToken]) -> Text {
+    fn expected_choice(&self, Model { tokenizer, .. }: &Model, sampled: &[types::SampledToken]) -> Text {
         let tokens: Vec<TokenId> = sampled.iter().map(|token| token.id).collect();
         let ended = sampled.last().and_then(|token| token.finish);
         let shown = if ended == Some(FinishReason::Stop) { &tokens[..tokens.len() - 1] } else { &tokens[..] };

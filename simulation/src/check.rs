@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv::Phase;
-use text::Tokenizer;
 
 use crate::ask::{Ask, Seen, Text};
 use crate::client::request_id;
 use crate::host::Host;
+use crate::model::Model;
 use crate::plan::Place;
 
 /// A request's blocks come back at most so long after its client has what it will get: a worker notices within 7 s that its scheduler
@@ -108,16 +108,10 @@ pub(crate) struct May {
 }
 
 /// Compares what a client saw with the oracle.
-pub(crate) fn check_seen(
-    number: usize,
-    ask: &Ask,
-    seen: &Seen,
-    tokenizer: &Tokenizer,
-    may: May,
-) -> Result<Ended, Violation> {
+pub(crate) fn check_seen(number: usize, ask: &Ask, seen: &Seen, model: &Model, may: May) -> Result<Ended, Violation> {
     let wrong =
         |what: String| Err(Violation(format!("{}: {what}\n  ask  {ask:?}\n  seen {seen:?}", request_id(number))));
-    let expected = ask.expected(tokenizer);
+    let expected = ask.expected(model);
     for (index, found) in seen.choices.iter().enumerate() {
         let Some(expected) = expected.get(index) else { return wrong(format!("choice {index} was never asked for")) };
         if let Some(difference) = differs(found, expected) {

@@ -15,10 +15,14 @@ use serde_json::Value;
 use tokio::time::Instant;
 use types::TokenId;
 
-use crate::ask::{Ask, Seen, Text, hundredths};
+use crate::ask::{Ask, Leave, Seen, Text, hundredths};
+use crate::witness::Witness;
 
 /// A client that waits for ever finds nothing; longer than anything the cluster may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a client that waits for its hand-over looks.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The request's own id, as the ledgers of the workers show it.
 pub(crate) fn request_id(number: usize) -> String {
@@ -33,16 +37,34 @@ pub(crate) fn ask_of(request: &str) -> Option<usize> {
 }
 
 /// Lives the client of `ask`. Its clock began when the world's did.
-pub(crate) async fn live(number: usize, ask: Ask, scheduler: SocketAddr, seen: Arc<Mutex<Seen>>) {
+pub(crate) async fn live(number: usize, ask: Ask, scheduler: SocketAddr, seen: Arc<Mutex<Seen>>, witness: Witness) {
     let start = Instant::now();
     tokio::time::sleep_until(start + ask.at).await;
     let asking = exchange(number, &ask, scheduler, &seen);
-    let patience = ask.leaves.unwrap_or(PATIENCE);
-    match tokio::time::timeout(patience, asking).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(reason)) => seen.lock().broken = Some(reason),
+    tokio::select! {
+        biased;
+        asked = asking => {
+            if let Err(reason) = asked {
+                seen.lock().broken = Some(reason);
+            }
+        }
+        () = leaving(number, ask.leaves, &witness) => {}
     }
     seen.lock().over = Some(start.elapsed());
+}
+
+/// Waits until the client has had enough.
+async fn leaving(number: usize, leaves: Option<Leave>, witness: &Witness) {
+    let given_up = Instant::now() + PATIENCE;
+    match leaves {
+        None => tokio::time::sleep_until(given_up).await,
+        Some(Leave::After(patience)) => tokio::time::sleep(patience).await,
+        Some(Leave::Landing) => {
+            while !witness.lands(number) && Instant::now() < given_up {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
 }
 
 async fn exchange(number: usize, ask: &Ask, scheduler: SocketAddr, seen: &Mutex<Seen>) -> Result<(), String> {

@@ -28,6 +28,8 @@ pub(crate) struct Mischief {
     pub(crate) forged: u32,
     /// Cancels that never come, of hand-overs whose lease runs.
     pub(crate) cancels_lost: u32,
+    /// Hand-overs that P gives up without D hearing of it.
+    pub(crate) abandons_lost: u32,
 }
 
 impl Mischief {
@@ -35,8 +37,9 @@ impl Mischief {
     pub(crate) fn draw(random: &mut StdRng, pieces: bool) -> Self {
         let mut share = |most| random.random_range(0..=most);
         let (doubled, stale, forged) = (share(200), share(300), share(100));
-        let cancels_lost = if pieces && share(1) == 1 { share(1000) } else { 0 };
-        Self { doubled, stale, forged, cancels_lost }
+        let silent = pieces && share(1) == 1;
+        let (cancels_lost, abandons_lost) = if silent { (200 + share(800), 200 + share(800)) } else { (0, 0) };
+        Self { doubled, stale, forged, cancels_lost, abandons_lost }
     }
 }
 
@@ -54,6 +57,9 @@ impl Talk {
     fn over(&mut self, key: &Key) {
         if self.live.get(&key.request_id) == Some(&key.epoch) {
             self.live.remove(&key.request_id);
+        }
+        // A cancel may come before the worker has spoken.
+        if self.reserved.get(&key.request_id).is_some_and(|order| order.key.as_ref() == Some(key)) {
             self.reserved.remove(&key.request_id);
         }
     }

@@ -24,6 +24,6 @@ mod tamper;
 mod witness;
 
 pub use check::Violation;
-pub use model::model_dir;
+pub use model::Model;
 pub use plan::{Plan, Sabotage};
 pub use run::{Outcome, run};

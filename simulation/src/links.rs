@@ -57,7 +57,7 @@ impl Links {
         let pieces = self.pieces.entry(dialed).or_default().clone();
         let (_, damage, mischief) = self.plan;
         let (random, over) = (self.random(dialed), self.over.clone());
-        Frames { damage, forged: mischief.forged, pieces, random, unread: Vec::new(), held: None, over }
+        Frames { damage, mischief, pieces, random, unread: Vec::new(), held: None, over }
     }
 
     fn answers(&mut self, dialed: SocketAddr) -> Answers {

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use parking_lot::Mutex;
-use simulation::{Outcome, Plan, Violation, model_dir, run};
-use text::Tokenizer;
+use simulation::{Model, Outcome, Plan, Violation, run};
 
 /// Simulates a whole cluster under seeded faults and checks that nothing is lost, doubled, wrong or leaked.
 #[derive(Parser)]
@@ -28,13 +27,12 @@ struct Args {
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    let model = model_dir()?;
-    let tokenizer = Tokenizer::load(model.path())?;
+    let model = Model::new()?;
     if let Some(seed) = args.seed {
         tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-        let plan = Plan::new(seed, &tokenizer);
+        let plan = Plan::new(seed, &model);
         println!("{plan:#?}");
-        return Ok(report(seed, &run(plan, model.path())));
+        return Ok(report(seed, &run(plan, &model)));
     }
     let (next, failed) = (AtomicU64::new(args.first), AtomicBool::new(false));
     let (start, total) = (Instant::now(), Mutex::new(Outcome::default()));
@@ -46,7 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
                     if seed >= args.first + args.seeds {
                         return;
                     }
-                    let ran = run(Plan::new(seed, &tokenizer), model.path());
+                    let ran = run(Plan::new(seed, &model), &model);
                     match ran {
                         Ok(outcome) => total.lock().add(&outcome),
                         Err(_) => {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use text::Tokenizer;
 use transfer::TransportKind;
 use types::TokenId;
 use worker::fake::{MAX_MODEL_LEN, Pace, Size, VOCAB};
 
-use crate::ask::Ask;
+use crate::ask::{Ask, Leave};
 use crate::control::Mischief;
+use crate::model::{Form, Model};
 use crate::tamper::Damage;
 
 /// Faults begin after this and have all ended by `CALM`.
@@ -119,8 +119,8 @@ impl Fault {
 }
 
 impl Plan {
-    /// The plan of a seed. `tokenizer` is needed to choose stop strings that occur.
-    pub fn new(seed: u64, tokenizer: &Tokenizer) -> Self {
+    /// The plan of a seed. The model is needed to choose stop strings that occur.
+    pub fn new(seed: u64, model: &Model) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let random = &mut random;
         let transports =
@@ -158,7 +158,12 @@ impl Plan {
         if random.random_bool(0.7) {
             plan.mischief = Mischief::draw(random, tcp);
         }
-        plan.draw_asks(random, tokenizer);
+        if plan.mischief.cancels_lost > 0 {
+            // What is lost shows where hand-overs take long beside the way that messages take.
+            plan.size.max_num_batched_tokens = 16;
+            (plan.pace.micros_per_step, plan.delay) = (20_000, Duration::from_millis(2));
+        }
+        plan.draw_asks(random, model);
         plan.draw_faults(random);
         plan
     }
@@ -196,15 +201,17 @@ impl Plan {
         prefills && decodes && well(&Place::Scheduler) && !self.damage.any() && self.mischief.cancels_lost == 0
     }
 
-    fn draw_asks(&mut self, random: &mut StdRng, tokenizer: &Tokenizer) {
+    fn draw_asks(&mut self, random: &mut StdRng, model: &Model) {
         let count = random.random_range(6..=24);
+        // Where cancels get lost there must be some.
+        let leaving = if self.mischief.cancels_lost > 0 { 0.4 } else { 0.15 };
         let families: Vec<Vec<TokenId>> =
             (0..3).map(|_| (0..60).map(|_| random.random_range(1..VOCAB)).collect()).collect();
         for number in 0..count + CALM_ASKS {
             let calm = number >= count;
             let prompt_len = random.random_range(1..=60);
             let prompt = pick(random, &families)[..prompt_len].to_vec();
-            let (message, prompt) = said(prompt, random.random_bool(0.3), tokenizer);
+            let (message, prompt) = said(prompt, random.random_bool(0.3), model);
             let mut ask = Ask {
                 at: match calm {
                     false => Duration::from_millis(random.random_range(1..8000)),
@@ -218,13 +225,13 @@ impl Plan {
                 max_tokens: random.random_range(1..=MAX_MODEL_LEN - 61),
                 seed: random.random::<u32>().into(),
                 stop: None,
+                form: random.random_bool(0.3).then(|| *pick(random, &Form::ALL)),
                 stream: random.random_bool(0.8),
-                leaves: (!calm && random.random_bool(0.15))
-                    .then(|| Duration::from_millis(random.random_range(1..1500))),
+                leaves: (!calm && random.random_bool(leaving)).then(|| leave(random)),
                 calm,
             };
             if random.random_bool(0.3) {
-                ask.stop = stop_string(random, &ask, tokenizer);
+                ask.stop = stop_string(random, &ask, model);
             }
             self.asks.push(ask);
         }
@@ -275,20 +282,27 @@ impl Plan {
     }
 }
 
+fn leave(random: &mut StdRng) -> Leave {
+    match random.random_bool(0.5) {
+        true => Leave::Landing,
+        false => Leave::After(Duration::from_millis(random.random_range(1..1500))),
+    }
+}
+
 /// A prompt as tokens, or as a message that a chat makes tokens of.
-fn said(prompt: Vec<TokenId>, chat: bool, tokenizer: &Tokenizer) -> (Option<String>, Vec<TokenId>) {
+fn said(prompt: Vec<TokenId>, chat: bool, model: &Model) -> (Option<String>, Vec<TokenId>) {
     if !chat {
         return (None, prompt);
     }
     let letter = |token: &TokenId| char::from(b'A' + (token % 26) as u8);
     let message: String = prompt.iter().map(letter).collect();
-    let prompt = tokenizer.encode(&message, true).expect("letters are tokens");
+    let prompt = model.tokenizer.encode(&message, true).expect("letters are tokens");
     (Some(message), prompt)
 }
 
 /// A piece of what the first choice says, so that it really ends there.
-fn stop_string(random: &mut StdRng, ask: &Ask, tokenizer: &Tokenizer) -> Option<String> {
-    let text = ask.expected(tokenizer).into_iter().next()?.text;
+fn stop_string(random: &mut StdRng, ask: &Ask, model: &Model) -> Option<String> {
+    let text = ask.expected(model).into_iter().next()?.text;
     let chars: Vec<char> = text.chars().collect();
     let from = random.random_range(0..chars.len().max(1));
     let stop: String = chars.iter().skip(from).take(random.random_range(1..=3)).collect();

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::panic;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -13,14 +12,15 @@ use kv::{BlockRef, Owner, Phase};
 use net::sim::Network;
 use parking_lot::Mutex;
 use scheduler::{LocalPrefill, Target};
-use text::Tokenizer;
 use types::{RequestKey, Role as Kind};
+use worker::Loaded;
 
 use crate::ask::Seen;
 use crate::check::{self, Ended, Ledgers, May, Violation};
 use crate::client::{self, PATIENCE, ask_of, request_id};
 use crate::host::{Host, Role};
 use crate::links::tampering;
+use crate::model::Model;
 use crate::plan::{Fault, Place, Plan, Sabotage};
 use crate::witness::Witness;
 
@@ -58,10 +58,9 @@ impl Outcome {
     }
 }
 
-struct World {
+struct World<'a> {
     plan: Plan,
-    model: std::path::PathBuf,
-    tokenizer: Tokenizer,
+    model: &'a Model,
     network: Network,
     hosts: Vec<Host>,
     now: Duration,
@@ -74,22 +73,21 @@ struct World {
     scheduler_gone: Vec<Range<Duration>>,
 }
 
-/// Runs a plan to its end. `model` is that of [`crate::model_dir`].
+/// Runs a plan to its end.
 ///
 /// # Errors
 /// The first thing that was not as it must be.
-pub fn run(plan: Plan, model: &Path) -> Result<Outcome, Violation> {
+pub fn run(plan: Plan, model: &Model) -> Result<Outcome, Violation> {
     let panics = Panics::watch();
-    let tokenizer = Tokenizer::load(model).map_err(|error| Violation(error.to_string()))?;
-    let outcome = World::new(plan, model, tokenizer).and_then(World::run);
+    let outcome = World::new(plan, model).and_then(World::run);
     match panics.seen() {
         0 => outcome,
         count => Err(Violation(format!("{count} panics; the run itself came to {outcome:?}"))),
     }
 }
 
-impl World {
-    fn new(plan: Plan, model: &Path, tokenizer: Tokenizer) -> Result<Self, Violation> {
+impl<'a> World<'a> {
+    fn new(plan: Plan, model: &'a Model) -> Result<Self, Violation> {
         let (network, damage_over) = (Network::new(plan.seed), Arc::new(AtomicBool::new(false)));
         let seen: Vec<Arc<Mutex<Seen>>> = plan.asks.iter().map(|_| Arc::default()).collect();
         let witness = Witness::new(&seen);
@@ -106,8 +104,7 @@ impl World {
         let mut world = Self {
             mild: plan.is_mild(),
             plan,
-            model: model.to_owned(),
-            tokenizer,
+            model,
             network,
             hosts,
             now: Duration::ZERO,
@@ -153,7 +150,7 @@ impl World {
             let over = seen.over.unwrap_or(self.now);
             let be_cut = self.scheduler_gone.iter().any(|gone| gone.start <= over && ask.at < gone.end);
             let may = May { be_cut, be_refused: !ask.calm && !self.mild };
-            match check::check_seen(number, ask, &seen, &self.tokenizer, may)? {
+            match check::check_seen(number, ask, &seen, self.model, may)? {
                 Ended::Whole => outcome.whole += 1,
                 Ended::Left => outcome.left += 1,
                 Ended::Refused => outcome.refused += 1,
@@ -250,12 +247,12 @@ impl World {
                 self.host(place).start(now, role)
             }
             Place::Scheduler => {
-                let config = scheduler_config(plan, &self.model);
+                let config = scheduler_config(plan, self.model);
                 let role = async { Ok(Role::Scheduler { _running: scheduler::start(config).await? }) };
                 self.host(place).start(now, role)
             }
             Place::Prefill(_) | Place::Decode(_) => {
-                let role = worker_role(plan, place);
+                let role = worker_role(plan, place, self.model);
                 // A worker that is still draining is killed first, as a supervisor does.
                 let host = self.host(place);
                 if host.is_up() && host.worker().is_none() {
@@ -270,23 +267,24 @@ impl World {
     fn send_clients(&mut self) {
         let scheduler = SocketAddr::new(Place::Scheduler.address(), PORT);
         for (number, (ask, seen)) in self.plan.asks.iter().zip(&self.seen).enumerate() {
-            let client = client::live(number, ask.clone(), scheduler, seen.clone());
+            let client = client::live(number, ask.clone(), scheduler, seen.clone(), self.witness.clone());
             let clients = self.hosts.iter().find(|host| host.place == Place::Clients);
             clients.expect("every plan has clients").spawn(client);
         }
     }
 }
 
-fn scheduler_config(plan: &Plan, model: &Path) -> scheduler::Config {
+fn scheduler_config(plan: &Plan, model: &Model) -> scheduler::Config {
     let target = |place: Place| Target {
         id: name(place).into(),
         role: kind(place),
         address: SocketAddr::new(place.address(), PORT),
     };
-    let mut config = scheduler::Config::new(model, plan.workers().into_iter().map(target).collect(), "table");
+    let mut config = scheduler::Config::new(model.path(), plan.workers().into_iter().map(target).collect(), "table");
     config.served_names = vec![crate::model::NAME.to_owned()];
     config.listen = SocketAddr::new(Place::Scheduler.address(), PORT);
     config.local_prefill = if plan.local_prefill { LocalPrefill::Auto } else { LocalPrefill::Never };
+    config.grammars = Some(model.grammars.clone());
     config.seed = Some(plan.seed);
     // As in production, but for what would only make runs long.
     config.timings.stall = Duration::from_secs(2);
@@ -296,22 +294,21 @@ fn scheduler_config(plan: &Plan, model: &Path) -> scheduler::Config {
     config
 }
 
-fn worker_role(plan: &Plan, place: Place) -> impl Future<Output = anyhow::Result<Role>> + use<> {
+fn worker_role(plan: &Plan, place: Place, model: &Model) -> impl Future<Output = anyhow::Result<Role>> + use<> {
     let mut config = worker::fake::config(kind(place), &name(place), &plan.transports);
     config.listen = SocketAddr::new(place.address(), PORT);
     config.advertise = place.address();
     config.kv_port = KV_PORT;
-    let (size, pace) = (plan.size, plan.pace);
+    let (size, pace, grammars) = (plan.size, plan.pace, model.grammars.clone());
     async move {
+        let planner: Box<dyn worker::Planner> = match place {
+            Place::Prefill(_) => Box::new(prefill_worker::PrefillPlanner),
+            _ => Box::new(decode_worker::DecodePlanner::default()),
+        };
+        let loaded = Loaded { grammars, ..worker::fake::simulated(config, size, planner, pace) };
         let running = match place {
-            Place::Prefill(_) => {
-                let planner = Box::new(prefill_worker::PrefillPlanner);
-                prefill_worker::serve(worker::fake::simulated(config, size, planner, pace)).await?
-            }
-            _ => {
-                let planner = Box::new(decode_worker::DecodePlanner::default());
-                decode_worker::serve(worker::fake::simulated(config, size, planner, pace)).await?
-            }
+            Place::Prefill(_) => prefill_worker::serve(loaded).await?,
+            _ => decode_worker::serve(loaded).await?,
         };
         Ok(Role::Worker { running: Some(running) })
     }

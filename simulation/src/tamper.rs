@@ -14,6 +14,7 @@ use proto::kv::{KvFrame, KvReply, Piece};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::control::Mischief;
 use crate::plan::pick_of_thousand;
 use crate::witness::{Attempt, Witness};
 
@@ -29,7 +30,7 @@ pub(crate) struct Damage {
 impl Damage {
     pub(crate) fn draw(random: &mut StdRng) -> Self {
         let mut share = |most| random.random_range(0..=most);
-        Self { dropped: share(10), doubled: share(80), swapped: share(80), flipped: share(40) }
+        Self { dropped: share(10), doubled: share(80), swapped: share(80), flipped: share(150) }
     }
 
     pub(crate) fn any(&self) -> bool {
@@ -46,8 +47,7 @@ pub(crate) type Pieces = Arc<Mutex<BTreeMap<u64, Attempt>>>;
 /// One direction of one connection, from P to D.
 pub(crate) struct Frames {
     pub(crate) damage: Damage,
-    /// Pieces of a thousand that a forged one comes before.
-    pub(crate) forged: u32,
+    pub(crate) mischief: Mischief,
     pub(crate) pieces: Pieces,
     pub(crate) random: StdRng,
     pub(crate) unread: Vec<u8>,
@@ -99,18 +99,20 @@ impl Tamper for Frames {
     fn pass(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         self.unread.extend(bytes);
         let mut out = Vec::new();
-        while let Some((length, piece)) = frame_length(&self.unread) {
+        while let Some((length, body)) = frame_length(&self.unread) {
             let frame: Vec<u8> = self.unread.drain(..length).collect();
-            let Some(piece) = piece.filter(|_| !self.over.load(Relaxed)) else {
-                out.extend(frame);
-                continue;
-            };
-            self.pieces.lock().insert(piece.piece, (piece.request_id.clone(), piece.epoch));
-            if self.happens(self.forged) {
-                let payload = &frame[length - piece.payload_len as usize..];
-                out.extend(self.forge(&piece, payload));
+            match body.filter(|_| !self.over.load(Relaxed)) {
+                Some(Body::Piece(piece)) => {
+                    self.pieces.lock().insert(piece.piece, (piece.request_id.clone(), piece.epoch));
+                    if self.happens(self.mischief.forged) {
+                        let payload = &frame[length - piece.payload_len as usize..];
+                        out.extend(self.forge(&piece, payload));
+                    }
+                    self.suffer(frame, &mut out);
+                }
+                Some(Body::Abandon(_)) if self.happens(self.mischief.abandons_lost) => {}
+                _ => out.extend(frame),
             }
-            self.suffer(frame, &mut out);
         }
         out
     }
@@ -171,14 +173,14 @@ impl Tamper for Twice {
     }
 }
 
-/// Length of the first frame with its payload, once all of it is there; and its piece, if it is one.
-fn frame_length(bytes: &[u8]) -> Option<(usize, Option<Piece>)> {
+/// Length of the first frame with its payload, once all of it is there; and what it says.
+fn frame_length(bytes: &[u8]) -> Option<(usize, Option<Body>)> {
     let head = bytes.first_chunk::<4>()?;
     let message = 4 + u32::from_le_bytes(*head) as usize;
     let frame = KvFrame::decode(bytes.get(4..message)?).ok()?;
-    let (payload, piece) = match frame.body {
-        Some(Body::Piece(piece)) => (piece.payload_len as usize, Some(piece)),
-        _ => (0, None),
+    let payload = match &frame.body {
+        Some(Body::Piece(piece)) => piece.payload_len as usize,
+        _ => 0,
     };
-    (bytes.len() >= message + payload).then_some((message + payload, piece))
+    (bytes.len() >= message + payload).then_some((message + payload, frame.body))
 }

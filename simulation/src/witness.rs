@@ -52,6 +52,11 @@ impl Witness {
         self.0.lock().landing.contains(attempt)
     }
 
+    /// Whether D has taken a piece of any attempt at an ask.
+    pub(crate) fn lands(&self, number: usize) -> bool {
+        self.0.lock().landing.iter().any(|(request, _)| ask_of(request) == Some(number))
+    }
+
     /// An order goes to a worker: it must know every token that a client has been told, or they would be computed anew. `first` are
     /// tokens that an order has beside its output.
     pub(crate) fn ordered(&self, key: &Key, spec: &Spec, first: &[Token]) {

@@ -2,19 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use simulation::{Outcome, Plan, Sabotage, model_dir, run};
-use text::Tokenizer;
+use simulation::{Model, Outcome, Plan, Sabotage, run};
 
 /// Each costs about a second of one core in a debug build.
 const SEEDS: u64 = 10;
 const REPEATED: u64 = 2;
 
 fn check(seeds: impl Iterator<Item = u64>) -> Outcome {
-    let model = model_dir().unwrap();
-    let tokenizer = Tokenizer::load(model.path()).unwrap();
+    let model = Model::new().unwrap();
     let mut total = Outcome::default();
     for seed in seeds {
-        match run(Plan::new(seed, &tokenizer), model.path()) {
+        match run(Plan::new(seed, &model), &model) {
             Ok(outcome) => total.add(&outcome),
             Err(violation) => {
                 panic!("{}\n  again: cargo run --release -p simulation -- --seed {seed}", violation.0)
@@ -44,16 +42,15 @@ fn equal_seeds_run_equally() {
 
 #[test]
 fn what_is_wrong_is_found() {
-    let model = model_dir().unwrap();
-    let tokenizer = Tokenizer::load(model.path()).unwrap();
+    let model = Model::new().unwrap();
     let cases = [
         (Sabotage::Leak, "ask0 epoch 0, which was over"),
         (Sabotage::Double, "found Text"),
         (Sabotage::Silence, "it never ended"),
     ];
     for (sabotage, expected) in cases {
-        let plan = Plan::new(0, &tokenizer).sabotaged(sabotage);
-        let found = run(plan, model.path()).unwrap_err().0;
+        let plan = Plan::new(0, &model).sabotaged(sabotage);
+        let found = run(plan, &model).unwrap_err().0;
         assert!(found.contains(expected), "{sabotage:?}: {found}");
     }
 }

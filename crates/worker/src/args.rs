@@ -72,6 +72,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "CORES")]
     pub cpu_list: Option<CpuList>,
 
+    /// Seconds in which a step must get through a layer of the model. One that stands still for longer makes the instance not ready
+    /// until it goes on; its requests go on elsewhere.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub step_timeout: u64,
+
     /// Where to compute: cpu or auto.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,

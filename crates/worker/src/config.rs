@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::time::Duration;
 
 use edge::{Credentials, PortBounds, SECRET_VARIABLE, SetupError};
 use engine::{EngineConfig, Quantization};
@@ -68,6 +69,8 @@ pub struct Config {
     /// What whoever opens a control or KV connection must prove; nothing only on loopback.
     pub credentials: Credentials,
     pub port: PortBounds,
+    /// A step that gets through no layer for so long stands still.
+    pub step_timeout: Duration,
 }
 
 impl Config {
@@ -90,6 +93,7 @@ impl Config {
             transports: transports(&args.kv_transports)?,
             credentials: Credentials::load(args.cluster_secret_file.as_deref(), args.cluster_tls_dir.as_deref(), role)?,
             port: crate::server::port_bounds(),
+            step_timeout: Duration::from_secs(args.step_timeout),
         };
         if !config.credentials.any() && !config.listen.ip().is_loopback() {
             return Err(ConfigError::Open { host: args.host.clone() });

@@ -2,6 +2,7 @@
 //!
 //! The thread sleeps when there is nothing to do and never waits for anyone: an attempt that does not fetch its events loses its job.
 
+mod pulse;
 #[cfg(any(test, feature = "fake"))]
 mod task;
 
@@ -17,6 +18,8 @@ use telemetry::WorkerMetrics;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::RequestKey;
+
+use pulse::{Beating, Pulse};
 
 use crate::{Event, Failure, Happening, Job, QueueStats, Runner, Stepped, Stepper};
 
@@ -39,6 +42,7 @@ struct Shared {
     report: Mutex<Report>,
     pool: BlockPool,
     metrics: WorkerMetrics,
+    pulse: Pulse,
     /// Counts reports; closed when the thread has ended.
     changed: watch::Receiver<u64>,
 }
@@ -125,6 +129,7 @@ impl EngineHandle {
             report: Mutex::default(),
             pool,
             metrics,
+            pulse: Pulse::new(),
             changed,
         });
         let thread = EngineThread {
@@ -158,6 +163,11 @@ impl EngineHandle {
     pub fn stats(&self) -> EngineStats {
         let report = self.0.report.lock();
         EngineStats { queue: report.queue, pool: self.0.pool.stats(), steps: report.steps }
+    }
+
+    /// For how long the step that runs has stood still; nothing if none runs.
+    pub fn silence(&self) -> Duration {
+        self.0.pulse.silence()
     }
 
     /// Step costs since the last call, the latest ones if there were many.
@@ -259,7 +269,11 @@ impl EngineThread {
         for command in commands {
             self.apply(command);
         }
-        self.runner.step(self.start.elapsed(), &mut *self.stepper)
+        let pulse = &self.shared.pulse;
+        pulse.beat();
+        let stepped = self.runner.step(self.start.elapsed(), &mut Beating { stepper: &mut *self.stepper, pulse });
+        pulse.rest();
+        stepped
     }
 
     /// Says what a step came to, to whoever waits for it.

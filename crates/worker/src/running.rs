@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use types::{Limits, ModelIdentity, Role, TokenId};
 
-use crate::control::{Control, Introduction, RoleService};
+use crate::control::{Control, Introduction, RoleService, watchdog};
 use crate::server::{self, Door};
 use crate::{Config, EngineHandle, Planner, Runner, RunnerConfig, WorkerArgs};
 
@@ -45,6 +45,7 @@ pub struct Loaded {
     pub store: Arc<dyn KvStore>,
     pub model: ModelIdentity,
     pub limits: Limits,
+    pub grammars: Grammars,
     /// Changes whenever the process does.
     pub incarnation: u64,
 }
@@ -86,7 +87,8 @@ impl Loaded {
         let metrics = WorkerMetrics::new(&instance, role);
         let engine =
             EngineHandle::start(runner, engine, pool.clone(), metrics).context("cannot start the engine thread")?;
-        Ok(Self { config, engine, pool, store, model, limits, incarnation: rand::random() })
+        let grammars = Grammars::of_model(config.engine.model_dir.clone());
+        Ok(Self { config, engine, pool, store, model, limits, grammars, incarnation: rand::random() })
     }
 
     /// Binds the port, so that the KV plane can announce it before anything is served.
@@ -108,11 +110,11 @@ impl Loaded {
             limits: self.limits,
             incarnation: self.incarnation,
         };
-        let grammars = Grammars::of_model(self.config.engine.model_dir.clone());
-        let control = Control::new(me, self.config.tables.clone(), role, self.engine.clone(), grammars);
+        let control = Control::new(me, self.config.tables.clone(), role, self.engine.clone(), self.grammars);
         let door = Door::new(&self.config, &control, &self.engine, kv);
         let drain = CancellationToken::new();
-        let task = tokio::spawn(live(control, self.engine.clone(), drain.clone(), listener, door));
+        let watchdog = watchdog::watch(control.clone(), self.config.step_timeout);
+        let task = tokio::spawn(live(control, self.engine.clone(), watchdog, drain.clone(), listener, door));
         tracing::info!(instance = %self.config.instance, %address, "ready");
         Ok(Running { address, pool: self.pool, engine: self.engine, drain, task })
     }
@@ -122,6 +124,7 @@ impl Loaded {
 async fn live<R: RoleService>(
     control: Control<R>,
     engine: EngineHandle,
+    watchdog: impl Future<Output = ()>,
     drain: CancellationToken,
     listener: TcpListener,
     door: Door,
@@ -132,6 +135,7 @@ async fn live<R: RoleService>(
             biased;
             () = engine.ended() => {}
             () = drained(&control, &drain) => {}
+            () = watchdog => {}
         }
         control.close();
         stop.cancel();

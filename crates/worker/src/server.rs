@@ -136,9 +136,9 @@ impl Door {
 }
 
 fn answer_health<R: control::RoleService>(control: &Control<R>) -> impl IntoResponse + use<R> {
-    match control.is_draining() {
-        false => (StatusCode::OK, "ok\n"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    match control.not_ready() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 

@@ -131,9 +131,14 @@ impl Api {
     /// A grammar that the workers could not follow is refused here, before any of them hears of it.
     async fn check_grammar(&self, structured: &Structured) -> Result<(), ApiError> {
         let (grammars, grammar) = (self.grammars.clone(), structured.grammar.clone());
-        let compiled = tokio::task::spawn_blocking(move || grammars.compile(&grammar).map(drop));
-        let compiled = compiled.await.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))?;
-        compiled.map_err(|error| match error {
+        let compiled = match grammars.known(&grammar) {
+            Some(known) => known,
+            None => {
+                let compiling = tokio::task::spawn_blocking(move || grammars.compile(&grammar));
+                compiling.await.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))?
+            }
+        };
+        compiled.map(drop).map_err(|error| match error {
             GrammarError::Invalid(_) | GrammarError::Slow => {
                 ApiError::bad_field(&structured.field, format!("{}: {error}", structured.field))
             }

@@ -93,14 +93,19 @@ impl Grammars {
         }))
     }
 
+    /// What came of a grammar that was compiled before: at once, wherever one is.
+    pub fn known(&self, grammar: &Grammar) -> Option<Result<Matcher, GrammarError>> {
+        self.0.cache.lock().get(grammar)
+    }
+
     /// A matcher at the start of its text. Blocks for some milliseconds, or seconds at most: not for an event loop.
     pub fn compile(&self, grammar: &Grammar) -> Result<Matcher, GrammarError> {
-        if let Some(known) = self.0.cache.lock().get(grammar) {
+        if let Some(known) = self.known(grammar) {
             return known;
         }
         self.0.factory.get_or_init(|| self.0.source.factory()).as_ref().map_err(Clone::clone)?;
         let turn = self.take_turn()?;
-        if let Some(known) = self.0.cache.lock().get(grammar) {
+        if let Some(known) = self.known(grammar) {
             return known;
         }
         let compiled = self.within_limits(grammar.clone(), turn);
@@ -138,6 +143,12 @@ impl Grammars {
         }
         *compiling += 1;
         Ok(Turn(self.clone()))
+    }
+}
+
+impl std::fmt::Debug for Grammars {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Grammars")
     }
 }
 

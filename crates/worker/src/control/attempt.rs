@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use types::{GenerateSpec, Grammar, Pooling, RequestKey, SampledToken, SamplingParams, TokenScore};
+use types::{GenerateSpec, Pooling, RequestKey, SampledToken, SamplingParams, TokenScore};
 
 use crate::engine_thread::RunningJob;
 use crate::{EngineHandle, Failure, Goal, Happening, Job};
@@ -96,11 +96,12 @@ impl Attempt {
 
     /// Starts to compile the grammar of `sampling`, beside whatever the attempt waits for.
     pub fn compile(&self, sampling: &SamplingParams) -> Compiling {
-        let compile = |grammar: Grammar| {
-            let grammars = self.grammars.clone();
-            tokio::task::spawn_blocking(move || grammars.compile(&grammar))
-        };
-        Compiling(sampling.grammar.clone().map(compile))
+        let Some(grammar) = sampling.grammar.clone() else { return Compiling::Nothing };
+        if let Some(known) = self.grammars.known(&grammar) {
+            return Compiling::Known(Box::new(known));
+        }
+        let grammars = self.grammars.clone();
+        Compiling::Running(tokio::task::spawn_blocking(move || grammars.compile(&grammar)))
     }
 
     /// Starts `spec`'s work on the engine; choices cancelled so far or later are left out.
@@ -111,15 +112,24 @@ impl Attempt {
     }
 }
 
-/// A grammar on its way to being a matcher; nothing for a request without one.
-pub struct Compiling(Option<JoinHandle<Result<Matcher, GrammarError>>>);
+/// A grammar on its way to being a matcher.
+pub enum Compiling {
+    /// The request has none.
+    Nothing,
+    /// It was compiled before.
+    Known(Box<Result<Matcher, GrammarError>>),
+    Running(JoinHandle<Result<Matcher, GrammarError>>),
+}
 
 impl Compiling {
     /// Waits for the matcher. A grammar that does not compile is an error: nothing is generated without it.
     pub async fn matcher(self) -> Result<Option<Matcher>, Failure> {
-        let Some(compiling) = self.0 else { return Ok(None) };
         let internal = |error: String| Failure::new(FailCode::FailInternal, error);
-        let compiled = compiling.await.map_err(|error| internal(error.to_string()))?;
+        let compiled = match self {
+            Self::Nothing => return Ok(None),
+            Self::Known(compiled) => *compiled,
+            Self::Running(compiling) => compiling.await.map_err(|error| internal(error.to_string()))?,
+        };
         compiled.map(Some).map_err(|error| match error {
             GrammarError::Invalid(_) | GrammarError::Slow => Failure::new(FailCode::FailBadRequest, error.to_string()),
             GrammarError::Busy => Failure::new(FailCode::FailQueueFull, error.to_string()),

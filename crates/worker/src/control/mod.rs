@@ -10,6 +10,7 @@ mod load;
 mod strangers;
 #[cfg(test)]
 mod tests;
+pub(crate) mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -73,6 +74,8 @@ struct Inner<R> {
     grammars: Grammars,
     current: Mutex<Option<Current>>,
     draining: AtomicBool,
+    /// The engine stands still in a step.
+    stuck: AtomicBool,
     stale: AtomicU64,
     /// Attempts that run; drain waits for none.
     attempts: watch::Sender<usize>,
@@ -106,6 +109,7 @@ impl<R: RoleService> Control<R> {
             grammars,
             current: Mutex::new(None),
             draining: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             stale: AtomicU64::new(0),
             attempts: watch::channel(0).0,
         }))
@@ -128,6 +132,15 @@ impl<R: RoleService> Control<R> {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.load(Relaxed)
+    }
+
+    /// Why this instance takes no work now.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
+        match (self.is_draining(), self.0.stuck.load(Relaxed)) {
+            (true, _) => Some("draining"),
+            (false, true) => Some("stuck: the engine's step stands still"),
+            (false, false) => None,
+        }
     }
 
     /// Waits until no attempt runs.
@@ -164,6 +177,9 @@ impl<R: RoleService> Control<R> {
         }
         if hello.instance != me.instance.as_str() {
             return Err(format!("instance: ours is {}, theirs is {}; check NODE_PORTS", me.instance, hello.instance));
+        }
+        if self.0.stuck.load(Relaxed) {
+            return Err("engine: its step stands still; this instance takes work again when it goes on".to_owned());
         }
         let current = Current { incarnation: hello.scheduler_incarnation, closed: closed.clone() };
         if let Some(before) = self.0.current.lock().replace(current)

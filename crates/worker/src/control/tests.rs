@@ -14,7 +14,7 @@ use crate::fake::{self, MAX_MODEL_LEN, Size, VOCAB, oracle, spec};
 use crate::{Goal, Happening, Job, Loaded, Plan, Planner, QueueView, Runner, RunnerConfig, server};
 
 /// Answers Generate with all tokens; holds three blocks on Reserve until it is cancelled.
-struct Simple(BlockPool, Counters);
+pub(super) struct Simple(BlockPool, Counters);
 
 impl RoleService for Simple {
     async fn serve(&self, mut attempt: Attempt) -> Result<(), Failure> {
@@ -58,14 +58,14 @@ const SIZE: Size = Size { blocks: 64, block_size: 8, max_num_seqs: 16, max_num_b
 
 /// A worker on a free port.
 pub(super) struct Rig {
-    control: Control<Simple>,
+    pub(super) control: Control<Simple>,
     pool: BlockPool,
-    engine: EngineHandle,
+    pub(super) engine: EngineHandle,
     pub(super) address: String,
 }
 
 impl Rig {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::start_as(fake::config(Role::Decode, "decode-0", &[])).await
     }
 
@@ -84,7 +84,7 @@ impl Rig {
         Self { control, pool, engine, address }
     }
 
-    async fn connect(&self, hello: Hello) -> Scheduler {
+    pub(super) async fn connect(&self, hello: Hello) -> Scheduler {
         let (sender, receiver) = mpsc::channel(64);
         let mut scheduler = Scheduler { sender, messages: None };
         scheduler.send(outbound::Body::Hello(hello)).await;
@@ -103,7 +103,7 @@ impl Rig {
 }
 
 /// The other end of the stream.
-struct Scheduler {
+pub(super) struct Scheduler {
     sender: mpsc::Sender<SchedulerMessage>,
     messages: Option<Streaming<WorkerMessage>>,
 }
@@ -114,7 +114,7 @@ impl Scheduler {
     }
 
     /// The next message; None at the stream's end.
-    async fn any(&mut self) -> Option<Body> {
+    pub(super) async fn any(&mut self) -> Option<Body> {
         let next = self.messages.as_mut().unwrap().message();
         let message =
             tokio::time::timeout(Duration::from_secs(20), next).await.expect("a message before the test gives up");
@@ -122,7 +122,7 @@ impl Scheduler {
     }
 
     /// The next message that is no load report.
-    async fn next(&mut self) -> Option<Body> {
+    pub(super) async fn next(&mut self) -> Option<Body> {
         loop {
             match self.any().await {
                 Some(Body::Load(_)) => {}

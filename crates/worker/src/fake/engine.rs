@@ -5,10 +5,14 @@ use std::sync::Arc;
 use engine::{Batch, BatchRow, Probe, Probed, SampleRequest, StepObserver, StepOutput};
 use kv::{BlockId, KvDtype, KvError, KvLayout, KvSpan, KvStore};
 use parking_lot::Mutex;
-use types::{BeamParams, FinishReason, GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId, TokenScore};
+use text::Matcher;
+use types::{
+    BeamParams, FinishReason, GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId, TokenScore, TokenSet,
+};
 
 use super::beams::beams;
 use crate::Stepper;
+use crate::runner::constraint::Constraint;
 
 /// Tokens of the pretended model; token 0 is its EOS.
 pub const VOCAB: u32 = 61;
@@ -183,7 +187,8 @@ impl Stepper for FakeEngine {
             digests = batch.rows.iter().map(|row| self.write(row, layer)).collect();
             (0..HEADS).for_each(|head| observer.layer_done(layer, head..head + 1));
         }
-        let draw = |(row, digest): (&BatchRow<'_>, Digest)| row.samples.iter().map(|ask| drawn(digest, ask)).collect();
+        let draw =
+            |(row, digest): (&BatchRow<'_>, Digest)| row.samples.iter().filter_map(|ask| drawn(digest, ask)).collect();
         let probed = batch.rows.iter().map(|row| self.probe(row)).collect();
         Ok(StepOutput { rows: batch.rows.iter().zip(digests).map(draw).collect(), probed, micros })
     }
@@ -197,25 +202,28 @@ impl Stepper for FakeEngine {
 
 /// What each choice of `spec` must come to, from here on.
 pub fn oracle(spec: &GenerateSpec) -> Vec<Vec<SampledToken>> {
-    let context: Vec<_> = spec.prompt.iter().chain(&spec.output).copied().collect();
-    let digest = context.iter().fold(0, |digest, token| mix(digest, u64::from(*token) + 1));
-    spec.choices.clone().map(|choice| oracle_choice(spec, choice, digest)).collect()
+    spec.choices.clone().map(|choice| oracle_choice(spec, choice, None)).collect()
 }
 
-fn oracle_choice(spec: &GenerateSpec, choice: u32, mut digest: Digest) -> Vec<SampledToken> {
+/// As [`oracle`], each choice held to a grammar from its beginning.
+pub fn oracle_within(spec: &GenerateSpec, grammar: &Matcher) -> Vec<Vec<SampledToken>> {
+    let within = |choice| oracle_choice(spec, choice, Some(&Constraint::new(grammar.fork())));
+    spec.choices.clone().map(within).collect()
+}
+
+fn oracle_choice(spec: &GenerateSpec, choice: u32, constraint: Option<&dyn engine::Constraint>) -> Vec<SampledToken> {
+    let (params, prompt) = (&spec.sampling, &*spec.prompt);
     let mut output = spec.output.clone();
+    let mut digest = prompt.iter().chain(&output).fold(0, |digest, token| mix(digest, u64::from(*token) + 1));
     let mut tokens: Vec<SampledToken> = Vec::new();
     if spec.sampling.beam.is_some() {
         // Only the first candidates: see `oracle_beams` for the rest.
-        return vec![drawn(
-            digest,
-            &SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &[], constraint: None },
-        )];
+        let ask = SampleRequest { params, choice, prompt, output: &[], constraint };
+        return drawn(digest, &ask).into_iter().collect();
     }
     while tokens.last().is_none_or(|token| token.finish.is_none()) {
-        let ask =
-            SampleRequest { params: &spec.sampling, choice, prompt: &spec.prompt, output: &output, constraint: None };
-        let token = drawn(digest, &ask);
+        let ask = SampleRequest { params, choice, prompt, output: &output, constraint };
+        let Some(token) = drawn(digest, &ask) else { break };
         output.push(token.id);
         digest = mix(digest, u64::from(token.id) + 1);
         tokens.push(token);
@@ -261,18 +269,22 @@ pub fn oracle_beams(spec: &GenerateSpec, beam: BeamParams) -> Vec<Vec<TokenId>> 
     beams(spec, beam, &[0], |output| candidates(after(output), 2 * beam.width as usize))
 }
 
-fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
+/// None if the request's grammar leaves nothing.
+fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> Option<SampledToken> {
     let position = ask.output.len() as u32;
     if let Some(beam) = ask.params.beam {
         let top = candidates(digest, 2 * beam.width as usize);
-        return SampledToken { choice: ask.choice, id: top[0].0, position, logprob: top[0].1, top, finish: None };
+        return Some(SampledToken { choice: ask.choice, id: top[0].0, position, logprob: top[0].1, top, finish: None });
     }
     let mut random = mix(mix(digest, ask.params.seed), u64::from(ask.choice) << 32 | u64::from(position));
     if ask.params.presence_penalty != 0.0 {
         // What counts as output matters, too.
         random = ask.output.iter().fold(random, |random, token| mix(random, u64::from(*token)));
     }
-    let id = (random % u64::from(VOCAB)) as TokenId;
+    let id = match ask.constraint.map(|constraint| constraint.next(ask.output)) {
+        None => (random % u64::from(VOCAB)) as TokenId,
+        Some(allowed) => one_of(&allowed, random)?,
+    };
     let full =
         position + 1 >= ask.params.max_tokens || ask.prompt.len() + ask.output.len() + 1 >= MAX_MODEL_LEN as usize;
     let finish = match id {
@@ -280,7 +292,14 @@ fn drawn(digest: Digest, ask: &SampleRequest<'_>) -> SampledToken {
         _ => full.then_some(FinishReason::Length),
     };
     let logprob = -((random >> 32) as u16 as f32) / 100.0;
-    SampledToken { choice: ask.choice, id, position, logprob, top: Vec::new(), finish }
+    Some(SampledToken { choice: ask.choice, id, position, logprob, top: Vec::new(), finish })
+}
+
+/// A token that may come next; the end is one of them where the text may end.
+fn one_of(allowed: &TokenSet, random: u64) -> Option<TokenId> {
+    let end = allowed.end.then_some(0);
+    let ids: Vec<TokenId> = end.into_iter().chain((1..VOCAB).filter(|id| allowed.contains(*id))).collect();
+    ids.get((random % ids.len().max(1) as u64) as usize).copied()
 }
 
 /// A spec over the pretended vocabulary. Prompts of one `family` are prefixes of each other.

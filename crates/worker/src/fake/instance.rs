@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use engine::EngineConfig;
 use kv::BlockPool;
 use telemetry::WorkerMetrics;
+use text::Grammars;
 use transfer::TransportKind;
 use types::{Limits, ModelIdentity, Role};
 
@@ -38,6 +40,7 @@ pub fn config(role: Role, instance: &str, transports: &[TransportKind]) -> Confi
         transports: transports.to_vec(),
         credentials: Default::default(),
         port: crate::server::port_bounds(),
+        step_timeout: Duration::from_secs(30),
     }
 }
 
@@ -87,7 +90,8 @@ fn assemble<E>(
         max_num_batched_tokens: size.max_num_batched_tokens,
     };
     let engine = start(runner, engine, pool.clone(), metrics)?;
-    Ok(Loaded { config, engine, pool, store, model: model(), limits, incarnation: rand::random() })
+    let grammars = Grammars::of_model(config.engine.model_dir.clone());
+    Ok(Loaded { config, engine, pool, store, model: model(), limits, grammars, incarnation: rand::random() })
 }
 
 fn model() -> ModelIdentity {

@@ -10,7 +10,8 @@ mod world;
 
 pub use beams::beams;
 pub use engine::{
-    FakeEngine, FakeStore, MAX_MODEL_LEN, Pace, VOCAB, oracle, oracle_beams, oracle_scores, oracle_vector, spec,
+    FakeEngine, FakeStore, MAX_MODEL_LEN, Pace, VOCAB, oracle, oracle_beams, oracle_scores, oracle_vector,
+    oracle_within, spec,
 };
 pub use instance::{config, loaded, simulated};
 pub use script::check_plan;

@@ -5,7 +5,7 @@ use text::Matcher;
 use types::{TokenId, TokenSet};
 
 /// Follows one sequence. When it can no longer follow, it allows nothing, so that nothing unconstrained is ever drawn.
-pub(super) struct Constraint(Mutex<State>);
+pub(crate) struct Constraint(Mutex<State>);
 
 struct State {
     matcher: Matcher,
@@ -13,17 +13,17 @@ struct State {
 }
 
 impl Constraint {
-    pub(super) fn new(matcher: Matcher) -> Self {
+    pub(crate) fn new(matcher: Matcher) -> Self {
         Self(Mutex::new(State { matcher, failure: None }))
     }
 
     /// For another choice of the same request, which goes its own way from here.
-    pub(super) fn fork(&self) -> Self {
+    pub(crate) fn fork(&self) -> Self {
         Self::new(self.0.lock().matcher.fork())
     }
 
     /// Why it allows nothing any more.
-    pub(super) fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         self.0.lock().failure.clone()
     }
 }

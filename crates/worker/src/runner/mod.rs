@@ -12,7 +12,7 @@
 mod beam;
 mod check;
 mod compute;
-mod constraint;
+pub(crate) mod constraint;
 mod growth;
 mod job;
 mod plan;
