@@ -188,4 +188,20 @@ async fn everything_inside_tls_gives_the_same_answer() {
     let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(body["choices"][0]["message"]["content"], answer.as_str(), "{body}");
+
+    // Our own clients believe the CA that they are given, and nothing without one.
+    let (url, ca) = (format!("https://localhost:{}", address.rsplit(':').next().unwrap()), path("ca/ca.crt"));
+    let kv = ["kv", "--url", &url];
+    let bench =
+        ["bench", "serve", "fixed", "--requests=2", "--concurrency=1", "--input=8", "--output=4", "--url", &url];
+    let commands: [(&[&str], &str); 2] = [(&kv, "decode-0  total"), (&bench, "tokens")];
+    for (command, expected) in commands {
+        let run = |more: &[&str]| std::process::Command::new(PDSERVE).args(command).args(more).output().unwrap();
+        let (trusting, bare) = (run(&["--cacert", &ca]), run(&[]));
+        let said = String::from_utf8_lossy(&trusting.stdout);
+        let complaint = String::from_utf8_lossy(&trusting.stderr);
+        assert!(trusting.status.success() && said.contains(expected), "{command:?}: {said} {complaint}");
+        let refused = String::from_utf8_lossy(&bare.stderr);
+        assert!(!bare.status.success() && refused.contains("--cacert"), "{command:?}: {refused}");
+    }
 }

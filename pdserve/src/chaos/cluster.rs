@@ -177,6 +177,11 @@ impl Site {
         Ok(sum)
     }
 
+    /// Attempts after the first, of all requests so far.
+    pub(super) async fn retries(&self) -> anyhow::Result<f64> {
+        Ok(series(&self.client.text("/metrics").await?, "pdserve_retries_total", ""))
+    }
+
     /// Bytes of memory that are a role's own: mapped weights are shared and belong to the page cache.
     pub(super) fn own_bytes(&self, role: &str) -> Option<u64> {
         Some(status_number(self.pid(role)?, "RssAnon:")? * 1024)

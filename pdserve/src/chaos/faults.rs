@@ -1,4 +1,4 @@
-//! Workers that die, freeze, are cut off, get damaged bytes, are stopped; and a scheduler that dies. Rows F1 to F17 but F14.
+//! Workers that die, freeze, are cut off, get damaged bytes, are stopped; and a scheduler that dies. Rows F1 to F17 but F14, and F24.
 
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_secs(6);
 /// Longest a fault may show in one stream when a worker is killed: noticing takes no time, computing again does.
 const KILL_GAP: Duration = Duration::from_secs(4);
+/// A worker that fails everything is left alone before it costs more than this.
+const RETRIES_PER_REQUEST_MAX: f64 = 0.2;
 /// The scheduler takes a worker for dead after 5 s of silence.
 const STALL_GAP: Duration = Duration::from_secs(7);
 
@@ -34,6 +36,7 @@ impl Drill<'_> {
         self.cut_off_from_scheduler().await?;
         self.cut_off_from_prefill().await?;
         self.damaged_pieces().await?;
+        self.failing_decode().await?;
         self.rolling_restart().await?;
         self.killed_scheduler().await
     }
@@ -163,6 +166,29 @@ impl Drill<'_> {
         let pass = flipped > 0 && cut > 0 && detected >= flipped as f64;
         let (done, criterion) = ("each flipped bit is noticed".to_owned(), "refused >= flipped".to_owned());
         self.verdict.row(Row { id: "F9", done, criterion, measured, pass });
+        Ok(())
+    }
+
+    async fn failing_decode(&mut self) -> anyhow::Result<()> {
+        self.say("F24: every hand-over to decode-0 fails for a while");
+        let load = self.load(CLIENTS);
+        self.moment(4.0, 1.0).await;
+        let before = self.site.retries().await?;
+        let worker = self.site.worker("decode-0")?;
+        worker.on_kv(Fault::CutEvery(1));
+        sleep(self.lasting(12.0, 8.0)).await;
+        let retries = self.site.retries().await? - before;
+        worker.on_kv(Fault::None);
+        let (healed, mut used) = (Instant::now(), false);
+        while !used && healed.elapsed() < LEASE {
+            sleep(Duration::from_millis(50)).await;
+            used = worker.held().await?.running > 0.0;
+        }
+        let tally = self.judge("F24", "each hand-over to decode-0 fails, then none", load, Some(KILL_GAP)).await;
+        let measured = format!("{retries} retries at {} requests; used again: {used}", tally.whole);
+        let pass = used && retries > 0.0 && retries <= RETRIES_PER_REQUEST_MAX * tally.whole as f64;
+        let (done, criterion) = ("work done twice meanwhile".to_owned(), "retries <= 20 % of requests".to_owned());
+        self.verdict.row(Row { id: "F24", done, criterion, measured, pass });
         Ok(())
     }
 
