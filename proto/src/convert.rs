@@ -310,6 +310,7 @@ impl From<&Limits> for wire::Limits {
             tensor_parallel_size: l.tensor_parallel_size,
             max_num_seqs: l.max_num_seqs,
             max_num_batched_tokens: l.max_num_batched_tokens,
+            instructions: l.instructions.clone(),
         }
     }
 }
@@ -322,6 +323,7 @@ impl From<wire::Limits> for Limits {
             tensor_parallel_size: l.tensor_parallel_size,
             max_num_seqs: l.max_num_seqs,
             max_num_batched_tokens: l.max_num_batched_tokens,
+            instructions: l.instructions,
         }
     }
 }

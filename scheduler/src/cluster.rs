@@ -67,6 +67,8 @@ enum State {
 struct Live {
     connection: Arc<Connection>,
     model: ModelIdentity,
+    /// The instruction-set level that it computes on; empty if it does not say.
+    instructions: String,
     load: control::Load,
     /// Why it must not be used although it is connected.
     mismatch: Option<String>,
@@ -149,11 +151,14 @@ impl Cluster {
         let limits = welcome.limits.map(Limits::from).unwrap_or_default();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::new(slot, generation, target.id.clone(), self.timings.progress, outbox));
-        info!(instance = %target.id, address = %target.address, blocks = limits.blocks_total, block_size = limits.block_size, "instance connected");
+        info!(instance = %target.id, address = %target.address, blocks = limits.blocks_total, block_size = limits.block_size, instructions = limits.instructions, "instance connected");
+        self.warn_of_others(&target.id, &limits.instructions);
+        let instructions = limits.instructions.clone();
         self.pairing.lock().joined(slot, limits);
         let live = Live {
             connection: connection.clone(),
             model,
+            instructions,
             load: control::Load::default(),
             mismatch: None,
             proven: false,
@@ -161,6 +166,20 @@ impl Cluster {
         };
         self.change(|members, _| members[slot.0].state = State::Connected(Box::new(live)));
         Ok(connection)
+    }
+
+    /// Instances that round differently work together, but nobody should wonder why.
+    fn warn_of_others(&self, id: &InstanceId, instructions: &str) {
+        let members = self.members.lock();
+        let mut listed = members.iter().filter(|member| member.listed && member.target.id != *id);
+        let other = listed.find_map(|member| {
+            let theirs = member.live()?.instructions.as_str();
+            (theirs != instructions).then_some((&member.target.id, theirs))
+        });
+        if let Some((other, theirs)) = other {
+            let effect = "a text that moves between them may go on in other words";
+            warn!(instance = %id, instructions, %other, theirs, effect, "instances compute on different instructions");
+        }
     }
 
     pub(crate) fn lost(&self, slot: Slot, ended: &Ended) {

@@ -3,6 +3,8 @@
 
 /// What hostile clients do to real processes.
 mod abuse;
+/// The arithmetic of AMX, emulated: a cluster on it, and what rounded inputs cost in accuracy.
+mod amx;
 /// `docs/bounds.md` against the tables of bounds.
 mod bounds;
 /// `deploy/` and `docs/` against the binaries: flags, variables, commands, the start script.

@@ -6,7 +6,7 @@ use types::TokenId;
 const PDSERVE: &str = env!("CARGO_BIN_EXE_pdserve-under-test");
 
 /// The documented questions and answers of the demo model.
-fn questions() -> Vec<(String, String)> {
+pub(crate) fn questions() -> Vec<(String, String)> {
     let file = std::fs::read_to_string(demo_model().join("questions.json")).unwrap();
     let list: Vec<serde_json::Value> = serde_json::from_str(&file).unwrap();
     let text = |q: &serde_json::Value, key: &str| q[key].as_str().unwrap().to_owned();

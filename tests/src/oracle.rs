@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use engine::{Engine, EngineConfig, Quantization, generate, prompt_scores};
+use kernels::Isa;
 use kv::BlockPool;
 use text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use types::{GenerateSpec, SampledToken, SamplingParams, TokenId};
@@ -22,6 +23,15 @@ impl Oracle {
 
     /// With packed weights.
     pub fn quantized(model: &Path, quantization: Option<Quantization>) -> Self {
+        Self::new(Isa::from_env().expect("a level of this machine"), model, quantization)
+    }
+
+    /// With the arithmetic of `isa`.
+    pub fn on(isa: Isa, model: &Path) -> Self {
+        Self::new(isa, model, None)
+    }
+
+    fn new(isa: Isa, model: &Path, quantization: Option<Quantization>) -> Self {
         let config = EngineConfig {
             model_dir: model.to_owned(),
             tensor_parallel_size: 1,
@@ -35,7 +45,7 @@ impl Oracle {
             max_num_seqs: 16,
             max_num_batched_tokens: 4096,
         };
-        let engine = Engine::load(&config, &mut |_| {}).expect("the model loads");
+        let engine = Engine::load_on(isa, &config, &mut |_| {}).expect("the model loads");
         let pool = BlockPool::new(engine.limits().blocks_total, config.block_size);
         let tokenizer = Tokenizer::load(model).expect("the tokenizer loads");
         Self { engine, pool, tokenizer, template: ChatTemplate::load(model).expect("the template loads") }

@@ -55,7 +55,11 @@ pub(crate) struct Rank {
 impl Engine {
     /// Loads the model, telling `progress` how far it is.
     pub fn load(config: &EngineConfig, progress: &mut dyn FnMut(LoadProgress)) -> Result<Engine, Error> {
-        let isa = Isa::from_env()?;
+        Self::load_on(Isa::from_env()?, config, progress)
+    }
+
+    /// The same with the arithmetic of `isa`.
+    pub fn load_on(isa: Isa, config: &EngineConfig, progress: &mut dyn FnMut(LoadProgress)) -> Result<Engine, Error> {
         let model = ModelConfig::load(&config.model_dir)?;
         check_options(config, &model)?;
         let weights = Weights::open(&config.model_dir)?;
@@ -77,7 +81,7 @@ impl Engine {
         report(LoadStage::Done, total_bytes);
         Ok(Engine {
             isa,
-            limits: limits(config, memory.blocks),
+            limits: limits(config, memory.blocks, isa),
             bounds: bounds(config, &model, &memory, max_model_len),
             identity,
             memory,
@@ -240,13 +244,14 @@ fn check_options(config: &EngineConfig, model: &ModelConfig) -> Result<(), Error
     Ok(())
 }
 
-fn limits(config: &EngineConfig, blocks_total: u32) -> Limits {
+fn limits(config: &EngineConfig, blocks_total: u32, isa: Isa) -> Limits {
     Limits {
         block_size: config.block_size,
         blocks_total,
         tensor_parallel_size: config.tensor_parallel_size as u32,
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
+        instructions: isa.to_string(),
     }
 }
 

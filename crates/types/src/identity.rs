@@ -31,6 +31,9 @@ pub struct Limits {
     pub tensor_parallel_size: u32,
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: u32,
+    /// The instruction-set level of the arithmetic, for example `avx512`. Levels round differently, so a text that moves from one to
+    /// another may go on differently.
+    pub instructions: String,
 }
 
 /// One field on which two sides differ.

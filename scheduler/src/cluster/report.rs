@@ -15,6 +15,9 @@ pub(crate) struct InstanceReport {
     pub(crate) state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// The instruction-set level that it computes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     load: Option<LoadReport>,
 }
@@ -74,8 +77,9 @@ fn report(pairing: &Pairing, slot: Slot, member: &Member) -> Option<InstanceRepo
             (word, reason, Some(load_report(pairing, slot, live)))
         }
     };
+    let instructions = member.live().map(|live| live.instructions.clone()).filter(|level| !level.is_empty());
     let (instance, address) = (target.id.to_string(), target.address.to_string());
-    Some(InstanceReport { instance, role: target.role.as_str(), address, state, reason, load })
+    Some(InstanceReport { instance, role: target.role.as_str(), address, state, reason, instructions, load })
 }
 
 fn load_report(pairing: &Pairing, slot: Slot, live: &Live) -> LoadReport {

@@ -48,6 +48,20 @@ async fn f11_a_mismatch_in_any_field_is_refused_with_both_values() {
     futures::future::join_all(DIFFERENCES.map(refused)).await;
 }
 
+/// Levels may differ, since text goes on all the same; but it shows.
+#[tokio::test]
+async fn instructions_may_differ_and_show() {
+    let other = |fake: &mut Fake| {
+        if fake.name == "decode-0" {
+            fake.limits.instructions = "amx".into();
+        }
+    };
+    let cluster = Cluster::start_unready(1, 1, other, |_| {}).await;
+    cluster.ready().await;
+    assert_eq!(cluster.instance("prefill-0").await["instructions"], "none");
+    assert_eq!(cluster.instance("decode-0").await["instructions"], "amx");
+}
+
 #[tokio::test]
 async fn the_majority_says_which_model_is_right() {
     let odd_one = |fake: &mut Fake| {

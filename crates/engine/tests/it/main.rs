@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod amx;
 mod packed;
 mod refusals;
 mod same_bits;

@@ -10,12 +10,17 @@ use engine::{
     generate, prompt_scores,
 };
 use kv::{BlockId, BlockPool, KvDtype, KvSpan};
+use safetensors::tensor::Dtype;
 use types::{GenerateSpec, Pooling, SampledToken, SamplingParams, TokenId};
 
-/// Every family, and a model with biases that eight ranks can share.
+/// Every family, and in `dir` models with biases that eight ranks can share.
 fn models(dir: &Path) -> Vec<PathBuf> {
-    biased_llama(dir);
-    let mut models = vec![dir.to_owned()];
+    let mut models: Vec<PathBuf> = Vec::new();
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        models.push(dir.join(format!("{dtype:?}")));
+        std::fs::create_dir(&models[models.len() - 1]).unwrap();
+        biased_llama(&models[models.len() - 1], dtype);
+    }
     models.extend(["llama-tied", "llama-f16", "mistral", "qwen2", "qwen3"].map(golden));
     models
 }
@@ -87,7 +92,7 @@ fn texts_do_not_depend_on_how_they_are_computed() {
         let expected = texts(&int8, 1000);
         let small = EngineConfig { block_size: 8, threads: 3, tensor_parallel_size: 2, ..int8 };
         assert_eq!(texts(&small, 7), expected, "{}: int8", model.display());
-        if model == dir.path() {
+        if model.starts_with(dir.path()) {
             check("four ranks", EngineConfig { tensor_parallel_size: 4, ..base.clone() }, 1000);
             check("eight ranks", EngineConfig { tensor_parallel_size: 8, ..base.clone() }, 9);
         }
@@ -97,7 +102,7 @@ fn texts_do_not_depend_on_how_they_are_computed() {
 #[test]
 fn packed_weights_keep_every_promise() {
     let dir = tempfile::tempdir().unwrap();
-    biased_llama(dir.path());
+    biased_llama(dir.path(), Dtype::F32);
     for quantization in [Quantization::Int8, Quantization::Int4] {
         for model in [dir.path().to_owned(), golden("qwen3")] {
             let base = EngineConfig { quantization: Some(quantization), ..config(&model) };
@@ -138,7 +143,7 @@ fn packing_shows_in_identity_and_memory() {
 #[test]
 fn packed_weights_are_kept_in_a_file() {
     let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    biased_llama(dir.path());
+    biased_llama(dir.path(), Dtype::F32);
     let plain = EngineConfig { quantization: Some(Quantization::Int8), tensor_parallel_size: 2, ..config(dir.path()) };
     let expected = texts(&plain, 1000);
     let cached = EngineConfig { pack_cache: Some(cache.path().to_owned()), ..plain.clone() };
@@ -176,7 +181,7 @@ fn packed_weights_are_kept_in_a_file() {
 #[test]
 fn f22_packed_weights_that_cannot_be_kept_are_done_without() {
     let dir = tempfile::tempdir().unwrap();
-    biased_llama(dir.path());
+    biased_llama(dir.path(), Dtype::F32);
     let plain = EngineConfig { quantization: Some(Quantization::Int8), ..config(dir.path()) };
     // Nobody, not even root, makes a directory below a file.
     let nowhere = dir.path().join("config.json").join("packs");
@@ -252,7 +257,7 @@ fn a_row_does_not_know_its_neighbours() {
 #[test]
 fn kv_bytes_do_not_depend_on_ranks_or_block_size() {
     let dir = tempfile::tempdir().unwrap();
-    biased_llama(dir.path());
+    biased_llama(dir.path(), Dtype::F32);
     let read = |tensor_parallel_size, block_size| {
         let config = EngineConfig { tensor_parallel_size, block_size, ..config(dir.path()) };
         let (mut engine, _) = load(&config).unwrap();
@@ -292,7 +297,7 @@ fn the_observer_hears_of_every_layer_and_head_when_the_kv_is_there() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    biased_llama(dir.path());
+    biased_llama(dir.path(), Dtype::F32);
     let (mut engine, _) = load(&EngineConfig { tensor_parallel_size: 4, ..config(dir.path()) }).unwrap();
     let seen = Seen { store: engine.kv_store(), calls: parking_lot::Mutex::default() };
     let row = BatchRow {

@@ -36,8 +36,8 @@ pub(crate) fn load(config: &EngineConfig) -> Result<(Engine, BlockPool), Error> 
     Ok((engine, BlockPool::new(limits.blocks_total, limits.block_size)))
 }
 
-/// A Llama with a bias on every projection and eight KV heads, in f32: what no golden case has. Sizes are odd on purpose.
-pub(crate) fn biased_llama(dir: &Path) {
+/// A Llama with a bias on every projection and eight KV heads: what no golden case has. Sizes are odd on purpose.
+pub(crate) fn biased_llama(dir: &Path, dtype: Dtype) {
     let (hidden, heads, head_dim, intermediate, vocab) = (36, 16, 6, 56, 91);
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": intermediate,
@@ -52,7 +52,7 @@ pub(crate) fn biased_llama(dir: &Path) {
         .filter_map(|(name, shape)| Some((format!("{}_proj.bias", name.strip_suffix("_proj.weight")?), vec![shape[0]])))
         .collect();
     shapes.extend(biases);
-    write_random(&dir.join("model.safetensors"), &shapes, 0.4);
+    write_random(&dir.join("model.safetensors"), &shapes, 0.4, dtype);
 }
 
 /// One layer as wide as those of Qwen2-0.5B, with weights about as large, and a small vocabulary, whose size is returned.
@@ -65,7 +65,7 @@ pub(crate) fn wide_llama(dir: &Path) -> u32 {
     });
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let shapes = llama_shapes(vocab, hidden, heads * head_dim, kv_heads * head_dim, intermediate, 1);
-    write_random(&dir.join("model.safetensors"), &shapes, 0.05);
+    write_random(&dir.join("model.safetensors"), &shapes, 0.05, Dtype::F32);
     vocab as u32
 }
 
@@ -102,8 +102,8 @@ fn llama_shapes(
     shapes
 }
 
-/// Values between -`most` and `most`; weights of norms as far from 1.
-fn write_random(path: &Path, shapes: &[(String, Vec<usize>)], most: f32) {
+/// Values between -`most` and `most`, in f32 or bf16; weights of norms as far from 1.
+fn write_random(path: &Path, shapes: &[(String, Vec<usize>)], most: f32, dtype: Dtype) {
     let mut state = 88_172_645_463_325_252_u64;
     let mut next = || {
         state ^= state << 13;
@@ -115,13 +115,17 @@ fn write_random(path: &Path, shapes: &[(String, Vec<usize>)], most: f32) {
         .iter()
         .map(|(name, shape)| {
             let base = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-            (0..shape.iter().product()).flat_map(|_: usize| (base + next()).to_le_bytes()).collect()
+            let mut stored = || match dtype {
+                Dtype::BF16 => half::bf16::from_f32(base + next()).to_le_bytes().to_vec(),
+                _ => (base + next()).to_le_bytes().to_vec(),
+            };
+            (0..shape.iter().product()).flat_map(|_: usize| stored()).collect()
         })
         .collect();
     let views: BTreeMap<&str, TensorView<'_>> = shapes
         .iter()
         .zip(&bytes)
-        .map(|((name, shape), bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
+        .map(|((name, shape), bytes)| (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).unwrap()))
         .collect();
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }

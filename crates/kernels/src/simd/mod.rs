@@ -95,7 +95,7 @@ impl Isa {
     }
 
     /// The arithmetic of AMX on any machine, far slower: the best vectors, and tiles in plain Rust.
-    fn emulated() -> Isa {
+    pub fn emulated() -> Isa {
         Isa { vectors: Self::vectors().last().unwrap_or(Vectors::Portable), tiles: TileUnit::Emulated }
     }
 

@@ -88,6 +88,7 @@ fn assemble<E>(
         tensor_parallel_size: 1,
         max_num_seqs: size.max_num_seqs,
         max_num_batched_tokens: size.max_num_batched_tokens,
+        instructions: "none".into(),
     };
     let engine = start(runner, engine, pool.clone(), metrics)?;
     let grammars = Grammars::of_model(config.engine.model_dir.clone());

@@ -96,6 +96,7 @@ impl Fake {
             tensor_parallel_size: 1,
             max_num_seqs: 256,
             max_num_batched_tokens: 4096,
+            instructions: "none".into(),
         };
         let step = Duration::from_millis(1);
         Self {
