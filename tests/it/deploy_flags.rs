@@ -13,7 +13,7 @@ use ranktable::{GlobalRankTable, Identity, LocalRankTable};
 const FOREIGN_FLAGS: [(&str, &[&str]); 8] = [
     ("curl", &["--max-time"]),
     ("docker", &["--build", "--device", "--env-file", "--gpus", "--net"]),
-    ("cargo", &["--locked", "--release", "--workspace"]),
+    ("cargo", &["--example", "--locked", "--release", "--workspace"]),
     ("kubectl", &["--from-literal"]),
     ("apt-get", &["--no-install-recommends"]),
     ("useradd", &["--create-home", "--uid"]),
