@@ -10,10 +10,11 @@ use clap::{Command, CommandFactory};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable};
 
 /// Flags of other programs, in our files.
-const FOREIGN_FLAGS: [(&str, &[&str]); 8] = [
+const FOREIGN_FLAGS: [(&str, &[&str]); 9] = [
     ("curl", &["--max-time"]),
     ("docker", &["--build", "--device", "--env-file", "--gpus", "--net"]),
     ("cargo", &["--example", "--locked", "--release", "--workspace"]),
+    ("simulation", &["--seeds"]),
     ("kubectl", &["--from-literal"]),
     ("apt-get", &["--no-install-recommends"]),
     ("useradd", &["--create-home", "--uid"]),
@@ -22,9 +23,10 @@ const FOREIGN_FLAGS: [(&str, &[&str]); 8] = [
 ];
 
 /// Names in capitals that no binary reads.
-const FOREIGN_VARIABLES: [(&str, &str); 3] = [
+const FOREIGN_VARIABLES: [(&str, &str); 4] = [
     ("MODEL_DIR", "compose.yaml takes the model's directory from it"),
     ("NODE_IP", "a placeholder"),
+    ("RUST_LOG", "the simulation's log filter"),
     ("TOOL_CALLS", "a token of Mistral's models"),
 ];
 

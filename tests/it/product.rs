@@ -194,7 +194,7 @@ async fn everything_inside_tls_gives_the_same_answer() {
     let kv = ["kv", "--url", &url];
     let bench =
         ["bench", "serve", "fixed", "--requests=2", "--concurrency=1", "--input=8", "--output=4", "--url", &url];
-    let commands: [(&[&str], &str); 2] = [(&kv, "decode-0  total"), (&bench, "tokens")];
+    let commands: [(&[&str], &str); 2] = [(&kv, "decode-0  total"), (&bench, "output tok/s")];
     for (command, expected) in commands {
         let run = |more: &[&str]| std::process::Command::new(PDSERVE).args(command).args(more).output().unwrap();
         let (trusting, bare) = (run(&["--cacert", &ca]), run(&[]));

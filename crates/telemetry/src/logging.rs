@@ -7,13 +7,10 @@ use std::io::IsTerminal;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tracing::level_filters::LevelFilter;
-use tracing::subscriber::Interest;
-use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::filter::FilterExt;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as text};
@@ -46,7 +43,7 @@ pub fn init(process: &str) -> Result<Exporter, Error> {
     let (spans, exporter) = otlp::start(process)?;
     let stderr = log_layer(process, json);
     tracing_subscriber::registry()
-        .with(stderr.and_then(spans).with_filter(filter.and(ExportSeldom::default())))
+        .with(stderr.and_then(spans).with_filter(filter))
         .try_init()
         .map_err(|_| Error::Twice)?;
     otlp::warn_if_missing();
@@ -74,32 +71,35 @@ fn log_layer(process: &str, json: bool) -> Box<dyn Layer<Registry> + Send + Sync
     let layer = text::layer().with_writer(std::io::stderr).log_internal_errors(false);
     if json {
         let format = JsonLine { process, inner: Format::default().json().flatten_event(true) };
-        return Box::new(layer.json().event_format(format));
+        return Box::new(layer.json().event_format(ExportSeldom::of(format)));
     }
     let format = TextLine { process, inner: Format::default().with_target(false) };
-    Box::new(layer.with_ansi(std::io::stderr().is_terminal()).event_format(format))
+    Box::new(layer.with_ansi(std::io::stderr().is_terminal()).event_format(ExportSeldom::of(format)))
 }
 
-/// One line per minute and part of the span exporter: while nobody takes the spans it would say so with every batch.
-#[derive(Default)]
-struct ExportSeldom(Mutex<Seldom<&'static str>>);
+/// One line per minute and part of the span exporter: while nobody takes the spans it would say so with every batch. (A filter that
+/// looks at events, not call sites, leaves its verdict behind for the next event of the thread.)
+struct ExportSeldom<F> {
+    told: Mutex<Seldom<&'static str>>,
+    inner: F,
+}
 
-impl<S> Filter<S> for ExportSeldom {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
+impl<F> ExportSeldom<F> {
+    fn of(inner: F) -> Self {
+        Self { told: Mutex::default(), inner }
     }
+}
 
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+impl<S, N, F> FormatEvent<S, N> for ExportSeldom<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let target = event.metadata().target();
-        !target.starts_with("opentelemetry") || self.0.lock().due(target, Instant::now())
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::TRACE)
+        let due = !target.starts_with("opentelemetry") || self.told.lock().due(target, Instant::now());
+        if due { self.inner.format_event(ctx, out, event) } else { Ok(()) }
     }
 }
 
@@ -203,8 +203,9 @@ mod tests {
     #[test]
     fn an_export_that_fails_again_and_again_is_told_once_a_minute() {
         let captured = Captured::default();
-        let layer = text::layer().with_writer(writer(&captured)).with_ansi(false);
-        let layer = layer.with_filter(filter(None).unwrap().and(ExportSeldom::default()));
+        let format = ExportSeldom::of(Format::default().with_ansi(false));
+        let layer = text::layer().with_writer(writer(&captured)).event_format(format);
+        let layer = layer.with_filter(filter(None).unwrap());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             for _ in 0..3 {
                 tracing::error!(target: "opentelemetry_sdk", "not exported");
