@@ -37,16 +37,11 @@ impl DecodePlanner {
     fn prompt_tokens(&self, view: &QueueView<'_>, undisturbed: bool) -> u32 {
         let prompts = view.running.iter().filter(|seq| seq.pending > 1).chain(view.waiting);
         match self.long_prefill_token_threshold {
-            _ if undisturbed => prompts.map(needs).next().unwrap_or(0).max(FULL_STEP),
+            _ if undisturbed => prompts.map(SeqView::needs).next().unwrap_or(0).max(FULL_STEP),
             0 => u32::MAX,
             threshold => threshold,
         }
     }
-}
-
-/// Tokens to compute before the next can be drawn.
-fn needs(seq: &SeqView) -> u32 {
-    seq.pending.saturating_sub(seq.cached).max(1)
 }
 
 /// What is left to give in this step, and what was given.
@@ -149,9 +144,9 @@ impl Room {
             self.blocks = self.blocks.saturating_sub(seq.blocks_missing);
             self.slots = self.slots.saturating_sub(seq.slots);
             // A prompt whose turn comes in a later step keeps its room and holds up nobody whose KV is here.
-            if self.share(needs(seq)) > 0 {
+            if self.share(seq.needs()) > 0 {
                 self.plan.admit.push(seq.id);
-                self.row(seq.id, needs(seq));
+                self.row(seq.id, seq.needs());
             }
         }
     }

@@ -59,7 +59,7 @@ fn candidates(view: &QueueView<'_>) -> Vec<Candidate> {
         }
         slots -= 1;
         blocks -= seq.blocks_missing;
-        let (rest, next) = (seq.pending.saturating_sub(seq.cached).max(1), seq.passed_over >= PATIENCE);
+        let (rest, next) = (seq.needs(), seq.passed_over >= PATIENCE);
         candidates.push(Candidate { id: seq.id, rest, waits: true, next, chunk: 0 });
     }
     candidates

@@ -1,5 +1,7 @@
 //! Who is taken into the cluster, and what `/ready` says about everyone else.
 
+use std::sync::{Arc, Mutex};
+
 use scheduler::{Config, LocalPrefill};
 use serde_json::json;
 
@@ -48,9 +50,27 @@ async fn f11_a_mismatch_in_any_field_is_refused_with_both_values() {
     futures::future::join_all(DIFFERENCES.map(refused)).await;
 }
 
+/// What was logged on this thread.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Levels may differ, since text goes on all the same; but it shows.
 #[tokio::test]
 async fn instructions_may_differ_and_show() {
+    let logged = Logged::default();
+    let writer = logged.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _log = tracing::subscriber::set_default(log);
     let other = |fake: &mut Fake| {
         if fake.name == "decode-0" {
             fake.limits.instructions = "amx".into();
@@ -60,6 +80,9 @@ async fn instructions_may_differ_and_show() {
     cluster.ready().await;
     assert_eq!(cluster.instance("prefill-0").await["instructions"], "none");
     assert_eq!(cluster.instance("decode-0").await["instructions"], "amx");
+    let said = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let warnings = said.lines().filter(|line| line.contains("instances compute on different instructions"));
+    assert_eq!(warnings.count(), 1, "{said}");
 }
 
 #[tokio::test]

@@ -36,6 +36,13 @@ pub struct SeqView {
     pub passed_over: u32,
 }
 
+impl SeqView {
+    /// Tokens to compute before the next can be drawn.
+    pub fn needs(&self) -> u32 {
+        self.pending.saturating_sub(self.cached).max(1)
+    }
+}
+
 /// The queue before a step. Both lists are in order of their ids.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueView<'a> {
