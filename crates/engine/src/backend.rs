@@ -1,8 +1,8 @@
 //! The operations that a model is made of.
 //!
 //! A backend is one rank: it holds that rank's shard of every matrix, its KV heads, and the step's running values, which a model only
-//! names: the residual stream `h` and the normed input `n`, `[token][hidden]`; the heads `q`, `k`, `v` and the attention's result `a`,
-//! `[token][head][head_dim]`. A model is a fixed sequence of these calls, so a device can record it once and replay it.
+//! names: the residual stream `h` and its RMS norm `n`, `[token][hidden]`; the heads `q`, `k`, `v` and the attention's result `a`,
+//! `[token][head][head_dim]`. What changes `h` also makes the `n` that comes next, while it has the row at hand. A model is a fixed sequence of these calls, so a device can record it once and replay it.
 
 use crate::Error;
 use crate::plan::{KvRow, StepPlan};
@@ -17,10 +17,8 @@ pub(crate) trait Backend {
     fn load_matrix(&mut self, matrix: Matrix, part: Part) -> Result<Self::Matrix, Error>;
     fn load_vector(&mut self, vector: Vec<f32>) -> Result<Self::Vector, Error>;
 
-    /// `h` = rows of `table` for the plan's tokens.
-    fn embed(&mut self, plan: &StepPlan, table: &Self::Matrix);
-    /// `n` = RMS norm of `h`, times `weight`.
-    fn norm(&mut self, weight: &Self::Vector);
+    /// `h` = rows of `table` for the plan's tokens; `n` = its norm.
+    fn embed(&mut self, plan: &StepPlan, table: &Self::Matrix, norm: &Self::Vector);
     /// `q`, `k`, `v` = products of `n`, with biases and norms over each head where the model has them.
     fn project_heads(&mut self, weights: &Heads<Self>);
     /// Rotates `q` and `k` and writes `k` and `v` into the KV of `layer`.
@@ -29,14 +27,14 @@ pub(crate) trait Backend {
     fn keep(&mut self, plan: &StepPlan);
     /// `a` = attention of the `q` of `rows`, which are the plan's, over the KV of `layer`, that of the new tokens included.
     fn attend(&mut self, plan: &StepPlan, rows: &[KvRow], layer: usize);
-    /// `h += sum over ranks of a * w^T`, plus the bias.
-    fn add_attended(&mut self, output: &Linear<Self>);
-    /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases.
-    fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>);
-    /// The normed `h` of these kept tokens, `[token][hidden]`. May be asked again while the step lasts.
-    fn hidden(&mut self, tokens: &[usize], norm: &Self::Vector) -> &[f32];
-    /// Products of the normed `h` of these kept tokens with this rank's rows of `head`. May be asked again while the step lasts.
-    fn logits(&mut self, tokens: &[usize], norm: &Self::Vector, head: &Self::Matrix);
+    /// `h += sum over ranks of a * w^T`, plus the bias; `n` = its norm.
+    fn add_attended(&mut self, output: &Linear<Self>, norm: &Self::Vector);
+    /// `h += sum over ranks of (silu(n * gate^T) * (n * up^T)) * down^T`, with biases; `n` = its norm.
+    fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>, norm: &Self::Vector);
+    /// The `n` of these kept tokens, `[token][hidden]`. May be asked again while the step lasts.
+    fn hidden(&mut self, tokens: &[usize]) -> &[f32];
+    /// Products of the `n` of these kept tokens with this rank's rows of `head`. May be asked again while the step lasts.
+    fn logits(&mut self, tokens: &[usize], head: &Self::Matrix);
 }
 
 /// What a matrix is for.

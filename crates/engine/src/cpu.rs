@@ -5,7 +5,7 @@ mod packs;
 
 use std::sync::Arc;
 
-use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, Segments};
+use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, RmsNorm, Segments};
 
 use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
@@ -46,6 +46,8 @@ struct Values {
     up: Vec<f32>,
     /// What is added to `h` next.
     delta: Vec<f32>,
+    /// Some rows of `n`.
+    picked: Vec<f32>,
     logits: Vec<f32>,
     /// The input of products.
     rows: Rows,
@@ -100,18 +102,13 @@ impl Cpu {
         &mut self.packs
     }
 
-    /// `h += sum over ranks of delta`, plus the bias.
-    fn add_delta(&mut self, bias: Option<&Vec<f32>>) {
-        let Values { h, delta, .. } = &mut self.values;
+    /// `h += sum over ranks of delta`, plus the bias; `n` = its norm.
+    fn add_delta(&mut self, bias: Option<&Vec<f32>>, norm: &[f32]) {
+        let Values { h, n, delta, .. } = &mut self.values;
         self.all_reduce.sum(self.rank, &mut self.turn, delta);
-        if let Some(bias) = bias {
-            self.pool.run_rows(delta, bias.len(), |_, rows| {
-                for row in rows.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(delta, bias)| *delta += bias);
-                }
-            });
-        }
-        kernels::add(&self.pool, h, delta);
+        n.resize(h.len(), 0.0);
+        let norm = RmsNorm { weight: norm, eps: self.eps };
+        kernels::add_rms_norm(self.isa, &self.pool, norm, h, delta, bias.map(Vec::as_slice), n);
     }
 }
 
@@ -141,18 +138,15 @@ impl Backend for Cpu {
         Ok(vector)
     }
 
-    fn embed(&mut self, plan: &StepPlan, table: &CpuMatrix) {
-        let (h, view) = (&mut self.values.h, table.table().expect("a table is loaded as it is stored"));
+    fn embed(&mut self, plan: &StepPlan, table: &CpuMatrix, norm: &Vec<f32>) {
+        let Values { h, n, .. } = &mut self.values;
+        let view = table.table().expect("a table is loaded as it is stored");
         h.resize(plan.tokens.len() * self.hidden, 0.0);
         for (out, token) in h.chunks_exact_mut(self.hidden).zip(&plan.tokens) {
             view.copy_row(self.isa, *token as usize, out);
         }
-    }
-
-    fn norm(&mut self, weight: &Vec<f32>) {
-        let Values { h, n, .. } = &mut self.values;
         n.clone_from(h);
-        kernels::rms_norm(self.isa, &self.pool, weight, self.eps, n);
+        kernels::rms_norm(self.isa, &self.pool, RmsNorm { weight: norm, eps: self.eps }, n);
     }
 
     fn project_heads(&mut self, weights: &Heads<Self>) {
@@ -161,7 +155,7 @@ impl Backend for Cpu {
         products(self.isa, &self.pool, rows, n, all);
         for (norm, heads) in [(&weights.q_norm, q), (&weights.k_norm, k)] {
             if let Some(norm) = norm {
-                kernels::rms_norm(self.isa, &self.pool, norm, self.eps, heads);
+                kernels::rms_norm(self.isa, &self.pool, RmsNorm { weight: norm, eps: self.eps }, heads);
             }
         }
     }
@@ -196,36 +190,33 @@ impl Backend for Cpu {
         kernels::attention(self.isa, &self.pool, &self.shape, rows, &layer, q, a);
     }
 
-    fn add_attended(&mut self, output: &Linear<Self>) {
+    fn add_attended(&mut self, output: &Linear<Self>, norm: &Vec<f32>) {
         let Values { a, delta, rows, .. } = &mut self.values;
         products(self.isa, &self.pool, rows, a, [partial_product(output, delta)]);
-        self.add_delta(output.bias.as_ref());
+        self.add_delta(output.bias.as_ref(), norm);
     }
 
-    fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>) {
+    fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>, norm: &Vec<f32>) {
         let Values { n, gate, up, delta, rows, .. } = &mut self.values;
         products(self.isa, &self.pool, rows, n, [product(&mlp.gate, gate), product(&mlp.up, up)]);
         kernels::silu_mul(self.isa, &self.pool, gate, up);
         products(self.isa, &self.pool, rows, gate, [partial_product(&mlp.down, delta)]);
-        self.add_delta(mlp.down.bias.as_ref());
+        self.add_delta(mlp.down.bias.as_ref(), norm);
     }
 
-    fn hidden(&mut self, tokens: &[usize], norm: &Vec<f32>) -> &[f32] {
-        let Values { h, n, .. } = &mut self.values;
-        n.resize(tokens.len() * self.hidden, 0.0);
-        for (out, token) in n.chunks_exact_mut(self.hidden).zip(tokens) {
-            out.copy_from_slice(&h[token * self.hidden..][..self.hidden]);
-        }
-        kernels::rms_norm(self.isa, &self.pool, norm, self.eps, n);
-        n
+    fn hidden(&mut self, tokens: &[usize]) -> &[f32] {
+        let Values { n, picked, .. } = &mut self.values;
+        picked.clear();
+        tokens.iter().for_each(|token| picked.extend_from_slice(&n[token * self.hidden..][..self.hidden]));
+        picked
     }
 
-    fn logits(&mut self, tokens: &[usize], norm: &Vec<f32>, head: &CpuMatrix) {
+    fn logits(&mut self, tokens: &[usize], head: &CpuMatrix) {
         if tokens.is_empty() {
             return self.values.logits.clear();
         }
-        self.hidden(tokens, norm);
-        let Values { n, logits, rows, .. } = &mut self.values;
-        products(self.isa, &self.pool, rows, n, [Product { matrix: head, bias: None, out: logits }]);
+        self.hidden(tokens);
+        let Values { picked, logits, rows, .. } = &mut self.values;
+        products(self.isa, &self.pool, rows, picked, [Product { matrix: head, bias: None, out: logits }]);
     }
 }

@@ -4,7 +4,7 @@
 //! blocks around it. Everything that promises equal text for equal prompts stands on that.
 //!
 //! ```text
-//! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, pointwise
+//! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, norm, pointwise
 //!                        ─► quant::Dot (integer vectors) ─► quant: products of 8-bit and 4-bit weights
 //!                        ─► tiles::Tiles (tile registers, on some CPUs) ─► matmul of bf16 weights, quant
 //! Pool (threads)         ─► split by output element, never by what is summed
@@ -22,6 +22,7 @@ pub mod limits;
 mod mapped;
 mod matmul;
 mod memory;
+mod norm;
 mod pointwise;
 mod pool;
 mod quant;
@@ -37,7 +38,8 @@ pub use counting::CountingAllocator;
 pub use mapped::MappedFile;
 pub use matmul::{Element, Inputs, SEGMENTS, Segments, WeightView, matmul, tree_sum};
 pub use memory::{ForeignMemory, KvMemory};
-pub use pointwise::{add, argmax, log_sum_exp, rms_norm, rope, silu_mul, softmax_weights};
+pub use norm::{RmsNorm, add_rms_norm, rms_norm};
+pub use pointwise::{argmax, log_sum_exp, rope, silu_mul, softmax_weights};
 pub use pool::Pool;
 pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};
 pub use simd::{Isa, IsaError};

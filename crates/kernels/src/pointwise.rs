@@ -1,4 +1,4 @@
-//! What is computed per row or per element: norms, rotation, activation, softmax helpers.
+//! What is computed per row or per element: rotation, activation, softmax helpers.
 //!
 //! Rows are shared out among threads; no sum crosses a row, so the split changes nothing.
 
@@ -6,14 +6,6 @@
 
 use crate::Pool;
 use crate::simd::{Isa, Kernel, Simd};
-
-/// Scales each row of `rows` (as wide as `weight`) to root mean square 1, then by `weight`.
-pub fn rms_norm(isa: Isa, pool: &Pool, weight: &[f32], eps: f32, rows: &mut [f32]) {
-    let width = weight.len();
-    pool.run_rows(rows, width, |_, rows| {
-        rows.chunks_exact_mut(width).for_each(|row| isa.run(RmsNorm { row, weight, eps }));
-    });
-}
 
 /// Rotates each head of each token by its position: pairs are `i` and `i + head_dim / 2`. `x` is `[token][head][head_dim]`, `cos` and
 /// `sin` are `[token][head_dim / 2]`. Panics if the lengths do not agree.
@@ -34,14 +26,6 @@ pub fn silu_mul(isa: Isa, pool: &Pool, gate: &mut [f32], up: &[f32]) {
     pool.run_rows(gate, 1, |first, gate| {
         let up = &up[first..first + gate.len()];
         isa.run(SiluMul { gate, up });
-    });
-}
-
-/// `x += delta`. Panics if the lengths differ.
-pub fn add(pool: &Pool, x: &mut [f32], delta: &[f32]) {
-    assert_eq!(x.len(), delta.len(), "x and delta");
-    pool.run_rows(x, 1, |first, x| {
-        x.iter_mut().zip(&delta[first..]).for_each(|(x, delta)| *x += delta);
     });
 }
 
@@ -91,37 +75,6 @@ impl Kernel for SoftmaxWeights<'_> {
         // `exp` of minus infinity is only as good as zero, and a weight of nothing is to be nothing.
         for (weight, x) in out.iter_mut().zip(x) {
             *weight = if *weight < least || *x == f32::NEG_INFINITY { 0.0 } else { *weight };
-        }
-    }
-}
-
-struct RmsNorm<'a> {
-    row: &'a mut [f32],
-    /// As long as `row`.
-    weight: &'a [f32],
-    eps: f32,
-}
-
-impl Kernel for RmsNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let count = self.row.len();
-        let row = self.row.as_mut_ptr();
-        // SAFETY: `i < count`, and at most `count - i` lanes are touched.
-        unsafe {
-            let mut squares = S::splat(0.0);
-            for i in (0..count).step_by(S::LANES) {
-                let x = S::load_upto(row.add(i), count - i);
-                squares = S::mul_add(x, x, squares);
-            }
-            let scale = S::splat(1.0 / (S::sum(squares) / count as f32 + self.eps).sqrt());
-            for i in (0..count).step_by(S::LANES) {
-                let weight = S::load_upto(self.weight.as_ptr().add(i), count - i);
-                let x = S::mul(S::load_upto(row.add(i), count - i), scale);
-                S::store_upto(row.add(i), S::mul(x, weight), count - i);
-            }
         }
     }
 }

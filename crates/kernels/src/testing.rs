@@ -1,5 +1,7 @@
 //! Numbers for the tests of this room.
 
+use crate::{Isa, Pool};
+
 /// `count` values in -1..1, the same for the same seed.
 pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
@@ -23,4 +25,14 @@ pub(crate) fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32)
 /// The bits, so that equality means equality.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Runs `f` on every level with 1 and 3 threads: the result must be `expected`, and the same bits for both.
+pub(crate) fn check_levels(what: &str, expected: &[f32], tolerance: f32, f: impl Fn(Isa, &Pool) -> Vec<f32>) {
+    let [one, three] = [1, 3].map(|threads| Pool::new("test", threads).unwrap());
+    for isa in Isa::available() {
+        let alone = f(isa, &one);
+        close(&format!("{what} on {isa}"), &alone, expected, tolerance);
+        assert_eq!(bits(&f(isa, &three)), bits(&alone), "{what} on {isa}: threads");
+    }
 }

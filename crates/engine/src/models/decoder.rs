@@ -32,9 +32,8 @@ impl<B: Backend> Decoder<B> {
     /// Computes the plan's tokens; the backend then holds this rank's part of the logits. Of the last layer, tokens
     /// that are neither sampled nor probed need no more than their keys and values.
     pub(crate) fn forward(&self, backend: &mut B, plan: &StepPlan, observer: &dyn StepObserver) {
-        backend.embed(plan, &self.embedding);
+        backend.embed(plan, &self.embedding, self.norm_before(0));
         for (index, layer) in self.layers.iter().enumerate() {
-            backend.norm(&layer.attention_norm);
             backend.project_heads(&layer.heads);
             backend.rope_and_store(plan, index);
             observer.layer_done(index as u32, self.kv_heads.clone());
@@ -46,21 +45,25 @@ impl<B: Backend> Decoder<B> {
                 backend.keep(plan);
             }
             backend.attend(plan, if is_last { &plan.ends } else { &plan.rows }, index);
-            backend.add_attended(&layer.output);
-            backend.norm(&layer.mlp_norm);
-            backend.add_gated_mlp(&layer.mlp);
+            backend.add_attended(&layer.output, &layer.mlp_norm);
+            backend.add_gated_mlp(&layer.mlp, self.norm_before(index + 1));
         }
         self.logits(backend, &plan.sampled);
     }
 
+    /// The norm of what this layer reads; past the last layer, the model's own.
+    fn norm_before(&self, layer: usize) -> &B::Vector {
+        self.layers.get(layer).map_or(&self.norm, |layer| &layer.attention_norm)
+    }
+
     /// The last hidden states, after the last norm, of these tokens, counted among those that the last `forward` kept.
     pub(crate) fn hidden<'a>(&self, backend: &'a mut B, tokens: &[usize]) -> &'a [f32] {
-        backend.hidden(tokens, &self.norm)
+        backend.hidden(tokens)
     }
 
     /// This rank's part of the logits of these tokens, counted among those that the last `forward` kept.
     pub(crate) fn logits(&self, backend: &mut B, tokens: &[usize]) {
-        backend.logits(tokens, &self.norm, &self.head);
+        backend.logits(tokens, &self.head);
     }
 
     /// Takes rank `rank` of `ranks`; `ranks` divides KV heads and intermediate size.

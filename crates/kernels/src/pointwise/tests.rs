@@ -1,37 +1,7 @@
-use candle_core::{D, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::testing::{bits, close, values};
-
-fn pool(threads: usize) -> Pool {
-    Pool::new("test", threads).unwrap()
-}
-
-/// Runs `f` on every level with 1 and 3 threads: the result must be `expected`, and the same bits for both.
-fn check(what: &str, expected: &[f32], tolerance: f32, f: impl Fn(Isa, &Pool) -> Vec<f32>) {
-    for isa in Isa::available() {
-        let one = f(isa, &pool(1));
-        close(&format!("{what} on {isa}"), &one, expected, tolerance);
-        assert_eq!(bits(&f(isa, &pool(3))), bits(&one), "{what} on {isa}: threads");
-    }
-}
-
-#[test]
-fn rms_norm_agrees_with_candle() {
-    for (rows, width) in [(1, 1), (2, 7), (3, 16), (500, 90)] {
-        let (x, weight) = (values(1, rows * width), values(2, width));
-        let tensor = Tensor::from_slice(&x, (rows, width), &Device::Cpu).unwrap();
-        let mean = (tensor.sqr().unwrap().mean_keepdim(D::Minus1).unwrap() + 1e-5).unwrap();
-        let scaled = tensor.broadcast_div(&mean.sqrt().unwrap()).unwrap();
-        let weights = Tensor::from_slice(&weight, width, &Device::Cpu).unwrap();
-        let expected = scaled.broadcast_mul(&weights).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        check(&format!("norm of {rows} x {width}"), &expected, 1e-5, |isa, pool| {
-            let mut out = x.clone();
-            rms_norm(isa, pool, &weight, 1e-5, &mut out);
-            out
-        });
-    }
-}
+use crate::testing::{check_levels, close, values};
 
 #[test]
 fn rope_turns_pairs() {
@@ -49,7 +19,7 @@ fn rope_turns_pairs() {
             head[j + half] = b * cos[at] + a * sin[at];
         }
     }
-    check("rope", &expected, 1e-6, |isa, pool| {
+    check_levels("rope", &expected, 1e-6, |isa, pool| {
         let mut out = x.clone();
         rope(isa, pool, heads, &cos, &sin, half, &mut out);
         out
@@ -63,20 +33,9 @@ fn silu_mul_agrees_with_candle() {
     let up = values(6, count);
     let tensor = Tensor::from_slice(&gate, count, &Device::Cpu).unwrap().silu().unwrap();
     let expected = (tensor * Tensor::from_slice(&up, count, &Device::Cpu).unwrap()).unwrap().to_vec1::<f32>().unwrap();
-    check("silu_mul", &expected, 1e-5, |isa, pool| {
+    check_levels("silu_mul", &expected, 1e-5, |isa, pool| {
         let mut out = gate.clone();
         silu_mul(isa, pool, &mut out, &up);
-        out
-    });
-}
-
-#[test]
-fn add_adds() {
-    let (x, delta) = (values(7, 40_000), values(8, 40_000));
-    let expected: Vec<f32> = x.iter().zip(&delta).map(|(x, delta)| x + delta).collect();
-    check("add", &expected, 0.0, |_, pool| {
-        let mut out = x.clone();
-        add(pool, &mut out, &delta);
         out
     });
 }
