@@ -5,7 +5,7 @@ mod packs;
 
 use std::sync::Arc;
 
-use kernels::{AttentionShape, Isa, KvArena, KvHalf, KvLayer, Pool, RmsNorm, Segments};
+use kernels::{Angles, AttentionShape, Isa, KvArena, KvLayer, NewHeads, Pool, RmsNorm, Segments};
 
 use crate::backend::{Backend, GatedMlp, Heads, Linear, Part};
 use crate::models::ModelConfig;
@@ -162,13 +162,9 @@ impl Backend for Cpu {
 
     fn rope_and_store(&mut self, plan: &StepPlan, layer: usize) {
         let Values { q, k, v, .. } = &mut self.values;
-        let half = self.shape.head_dim / 2;
-        kernels::rope(self.isa, &self.pool, self.shape.heads, &plan.cos, &plan.sin, half, q);
-        kernels::rope(self.isa, &self.pool, self.shape.kv_heads, &plan.cos, &plan.sin, half, k);
-        let rows = plan.kv_rows(&plan.rows);
-        for (half, values) in [(KvHalf::Keys, k), (KvHalf::Values, v)] {
-            self.arena.store(self.isa, &self.pool, layer, half, rows, values);
-        }
+        let (angles, layer) = (Angles { cos: &plan.cos, sin: &plan.sin }, KvLayer { arena: &self.arena, layer });
+        let heads = NewHeads { q, k, v };
+        kernels::rope_and_store(self.isa, &self.pool, angles, heads, &layer, plan.kv_rows(&plan.rows));
     }
 
     fn keep(&mut self, plan: &StepPlan) {

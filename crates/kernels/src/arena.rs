@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::memory::KvMemory;
-use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd};
 
 /// How keys and values are stored.
@@ -131,6 +130,18 @@ impl<'a> KvRows<'a> {
     pub(crate) fn blocks_of(&self, row: &KvRow) -> &'a [u32] {
         &self.blocks[row.blocks.clone()]
     }
+
+    /// These tokens of the batch, each with its block and its slot in there. Panics if a row does not fit its blocks.
+    pub(crate) fn places(self, tokens: Range<usize>, block_size: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        self.rows.iter().flat_map(move |row| {
+            let blocks = self.blocks_of(row);
+            let tokens = row.first.max(tokens.start)..(row.first + row.count).min(tokens.end);
+            tokens.map(move |token| {
+                let position = row.start + token - row.first;
+                (token, blocks[position / block_size] as usize, position % block_size)
+            })
+        })
+    }
 }
 
 impl KvArena {
@@ -160,29 +171,6 @@ impl KvArena {
         }
     }
 
-    /// Stores the keys or values of new tokens, `[token][head][head_dim]`: rounded to nearest even in bf16; in int8 by a scale that
-    /// makes the largest of a head 127. Panics if a row does not fit `values` or the arena.
-    pub fn store(&self, isa: Isa, pool: &Pool, layer: usize, half: KvHalf, rows: KvRows<'_>, values: &[f32]) {
-        /// Tokens of one task: their values take some tens of microseconds.
-        const TOKENS: usize = 64;
-        let width = self.shape.heads * self.shape.head_dim;
-        let block_size = self.shape.block_size;
-        let tokens = values.len() / width;
-        pool.run(tokens.div_ceil(TOKENS), |task| {
-            let task = task * TOKENS..((task + 1) * TOKENS).min(tokens);
-            for row in rows.rows {
-                let blocks = rows.blocks_of(row);
-                for token in row.first.max(task.start)..(row.first + row.count).min(task.end) {
-                    let position = row.start + token - row.first;
-                    let (block, slot) = (blocks[position / block_size] as usize, position % block_size);
-                    let place = self.shape.place(layer, half, block, slot..slot + 1);
-                    let to = self.memory.span(self.start + place.start, place.len());
-                    isa.run(Store { values: &values[token * width..][..width], shape: &self.shape, to });
-                }
-            }
-        });
-    }
-
     /// Where one head of one token lies. Panics if there is no such place.
     #[inline(always)]
     pub(crate) fn head(&self, layer: usize, half: KvHalf, block: usize, slot: usize, head: usize) -> *const u8 {
@@ -190,6 +178,17 @@ impl KvArena {
         let place = self.shape.place(layer, half, block, slot..slot + 1);
         let size = self.shape.head_bytes();
         self.memory.span(self.start + place.start + head * size, size).cast_const()
+    }
+}
+
+impl KvLayer<'_> {
+    /// Stores the keys or values of a token, `[head][head_dim]`: rounded to nearest even in bf16; in int8 by a scale that makes the
+    /// largest of a head 127. Panics if they are of another width, or there is no such place.
+    pub(crate) fn store(&self, isa: Isa, half: KvHalf, block: usize, slot: usize, values: &[f32]) {
+        let KvArena { shape, memory, start } = self.arena;
+        assert_eq!(values.len(), shape.heads * shape.head_dim, "values of a token of {shape:?}");
+        let place = shape.place(self.layer, half, block, slot..slot + 1);
+        isa.run(Store { values, shape, to: memory.span(start + place.start, place.len()) });
     }
 }
 
@@ -265,16 +264,14 @@ mod tests {
 
     use super::*;
 
-    const ROWS: KvRows<'_> = KvRows { rows: &[KvRow { first: 0, count: 1, start: 3, blocks: 0..1 }], blocks: &[2] };
-
     fn arena(element: KvElement) -> Arc<KvArena> {
         let shape = KvShape { layers: 2, heads: 2, head_dim: 2, block_size: 4, blocks: 3, element };
         KvArena::of_ranks(shape, 2).unwrap().remove(1)
     }
 
+    /// Into slot 3 of block 2.
     fn store(arena: &KvArena, layer: usize, half: KvHalf, values: &[f32]) {
-        let isa = *Isa::available().last().unwrap();
-        arena.store(isa, &Pool::new("test", 2).unwrap(), layer, half, ROWS, values);
+        KvLayer { arena, layer }.store(*Isa::available().last().unwrap(), half, 2, 3, values);
     }
 
     fn token(arena: &KvArena, layer: usize, half: KvHalf, block: usize, slot: usize) -> Vec<u8> {
@@ -295,28 +292,12 @@ mod tests {
     }
 
     #[test]
-    fn many_tokens_of_several_rows_each_find_their_block() {
-        let arena = arena(KvElement::F32);
-        let values: Vec<f32> = (0..4 * 10).map(|value| value as f32).collect();
-        let rows = [
-            KvRow { first: 0, count: 6, start: 1, blocks: 0..2 },
-            KvRow { first: 6, count: 4, start: 4, blocks: 2..4 },
-        ];
-        let rows = KvRows { rows: &rows, blocks: &[2, 0, 0, 1] };
-        arena.store(Isa::PORTABLE, &Pool::new("test", 3).unwrap(), 0, KvHalf::Keys, rows, &values);
-        for (index, block, slot) in [(0, 2, 1), (2, 2, 3), (3, 0, 0), (5, 0, 2), (6, 1, 0), (9, 1, 3)] {
-            let first = token(&arena, 0, KvHalf::Keys, block, slot)[..4].to_vec();
-            assert_eq!(first, (4.0 * index as f32).to_le_bytes(), "token {index}");
-        }
-    }
-
-    #[test]
     fn bf16_is_rounded_to_nearest_even_on_every_level() {
         let numbers = [1.0, -1.005, 3.9e-3, 1e30, 65504.0, f32::INFINITY, f32::NAN, f32::from_bits(0x3f80_8000)];
         for isa in Isa::available() {
             for pair in numbers.windows(4) {
                 let arena = arena(KvElement::Bf16);
-                arena.store(isa, &Pool::new("test", 1).unwrap(), 0, KvHalf::Keys, ROWS, pair);
+                KvLayer { arena: &arena, layer: 0 }.store(isa, KvHalf::Keys, 2, 3, pair);
                 let expected: Vec<u8> = pair.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
                 assert_eq!(token(&arena, 0, KvHalf::Keys, 2, 3), expected, "{isa}: {pair:?}");
             }

@@ -4,7 +4,7 @@
 //! blocks around it. Everything that promises equal text for equal prompts stands on that.
 //!
 //! ```text
-//! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, norm, pointwise
+//! Isa (what the CPU has) ─► simd::Simd (vectors) ─► matmul, attention, norm, rope, pointwise
 //!                        ─► quant::Dot (integer vectors) ─► quant: products of 8-bit and 4-bit weights
 //!                        ─► tiles::Tiles (tile registers, on some CPUs) ─► matmul of bf16 weights, quant
 //! Pool (threads)         ─► split by output element, never by what is summed
@@ -26,6 +26,7 @@ mod norm;
 mod pointwise;
 mod pool;
 mod quant;
+mod rope;
 mod simd;
 #[cfg(test)]
 mod testing;
@@ -39,7 +40,8 @@ pub use mapped::MappedFile;
 pub use matmul::{Element, Inputs, SEGMENTS, Segments, WeightView, matmul, tree_sum};
 pub use memory::{ForeignMemory, KvMemory};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm};
-pub use pointwise::{argmax, log_sum_exp, rope, silu_mul, softmax_weights};
+pub use pointwise::{argmax, log_sum_exp, silu_mul, softmax_weights};
 pub use pool::Pool;
 pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};
+pub use rope::{Angles, NewHeads, rope_and_store};
 pub use simd::{Isa, IsaError};

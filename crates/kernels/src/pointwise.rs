@@ -1,4 +1,4 @@
-//! What is computed per row or per element: rotation, activation, softmax helpers.
+//! What is computed per row or per element: activation, softmax helpers.
 //!
 //! Rows are shared out among threads; no sum crosses a row, so the split changes nothing.
 
@@ -6,19 +6,6 @@
 
 use crate::Pool;
 use crate::simd::{Isa, Kernel, Simd};
-
-/// Rotates each head of each token by its position: pairs are `i` and `i + head_dim / 2`. `x` is `[token][head][head_dim]`, `cos` and
-/// `sin` are `[token][head_dim / 2]`. Panics if the lengths do not agree.
-pub fn rope(isa: Isa, pool: &Pool, heads: usize, cos: &[f32], sin: &[f32], half_dim: usize, x: &mut [f32]) {
-    let width = heads * 2 * half_dim;
-    assert!(cos.len() == sin.len() && cos.len() * 2 * heads == x.len(), "{} angles for {} values", cos.len(), x.len());
-    pool.run_rows(x, width, |first, rows| {
-        for (token, row) in rows.chunks_exact_mut(width).enumerate() {
-            let at = (first + token) * half_dim;
-            isa.run(Rotate { row, cos: &cos[at..at + half_dim], sin: &sin[at..at + half_dim] });
-        }
-    });
-}
 
 /// `gate = silu(gate) * up`, with `silu(x) = x / (1 + e^-x)`. Panics if the lengths differ.
 pub fn silu_mul(isa: Isa, pool: &Pool, gate: &mut [f32], up: &[f32]) {
@@ -75,37 +62,6 @@ impl Kernel for SoftmaxWeights<'_> {
         // `exp` of minus infinity is only as good as zero, and a weight of nothing is to be nothing.
         for (weight, x) in out.iter_mut().zip(x) {
             *weight = if *weight < least || *x == f32::NEG_INFINITY { 0.0 } else { *weight };
-        }
-    }
-}
-
-struct Rotate<'a> {
-    /// `[head][head_dim]`
-    row: &'a mut [f32],
-    /// Half a head long, as `sin`.
-    cos: &'a [f32],
-    sin: &'a [f32],
-}
-
-impl Kernel for Rotate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let half = self.cos.len();
-        for head in self.row.chunks_exact_mut(2 * half) {
-            let (low, high) = head.split_at_mut(half);
-            for i in (0..half).step_by(S::LANES) {
-                // SAFETY: `i < half`, and at most `half - i` lanes are touched in slices of `half` floats.
-                unsafe {
-                    let cos = S::load_upto(self.cos.as_ptr().add(i), half - i);
-                    let sin = S::load_upto(self.sin.as_ptr().add(i), half - i);
-                    let a = S::load_upto(low.as_ptr().add(i), half - i);
-                    let b = S::load_upto(high.as_ptr().add(i), half - i);
-                    S::store_upto(low.as_mut_ptr().add(i), S::sub(S::mul(a, cos), S::mul(b, sin)), half - i);
-                    S::store_upto(high.as_mut_ptr().add(i), S::add(S::mul(b, cos), S::mul(a, sin)), half - i);
-                }
-            }
         }
     }
 }

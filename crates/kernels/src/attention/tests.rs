@@ -51,17 +51,13 @@ impl Case {
             element: self.element,
         };
         let arena = KvArena::of_ranks(shape, 1).unwrap().remove(0);
-        let (pool, row) =
-            (Pool::new("test", 1).unwrap(), KvRow { first: 0, count: self.tokens, start: 0, blocks: 0..blocks.len() });
+        let row = KvRow { first: 0, count: self.tokens, start: 0, blocks: 0..blocks.len() };
+        let rows = KvRows { rows: std::slice::from_ref(&row), blocks: &blocks };
         for (half, all) in [(KvHalf::Keys, self.keys()), (KvHalf::Values, self.values())] {
-            arena.store(
-                Isa::PORTABLE,
-                &pool,
-                0,
-                half,
-                KvRows { rows: std::slice::from_ref(&row), blocks: &blocks },
-                &all,
-            );
+            for (token, block, slot) in rows.places(0..self.tokens, self.block_size) {
+                let values = &all[token * self.kv_width()..][..self.kv_width()];
+                KvLayer { arena: &arena, layer: 0 }.store(Isa::PORTABLE, half, block, slot, values);
+            }
         }
         arena
     }
@@ -180,8 +176,9 @@ fn foreign_bytes_do_not_leak_in() {
         attention(isa, &pool, &case.shape, rows, &KvLayer { arena: &arena, layer: 0 }, last, &mut clean);
         for position in (0..64).filter(|position| !(32..40).contains(position)) {
             for half in [KvHalf::Keys, KvHalf::Values] {
-                let row = KvRow { first: 0, count: 1, start: position, blocks: 0..2 };
-                arena.store(isa, &pool, 0, half, KvRows { rows: &[row], blocks: &blocks }, &[f32::NAN; 16]);
+                let block = blocks[position / case.block_size] as usize;
+                let layer = KvLayer { arena: &arena, layer: 0 };
+                layer.store(isa, half, block, position % case.block_size, &[f32::NAN; 16]);
             }
         }
         let mut dirty = vec![0.0; case.width()];

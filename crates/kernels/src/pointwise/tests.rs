@@ -4,29 +4,6 @@ use super::*;
 use crate::testing::{check_levels, close, values};
 
 #[test]
-fn rope_turns_pairs() {
-    let (tokens, heads, half) = (300, 3, 10);
-    let x = values(3, tokens * heads * 2 * half);
-    let angles: Vec<f32> = values(4, tokens * half).iter().map(|v| v * 10.0).collect();
-    let cos: Vec<f32> = angles.iter().map(|v| v.cos()).collect();
-    let sin: Vec<f32> = angles.iter().map(|v| v.sin()).collect();
-    let mut expected = x.clone();
-    for (i, head) in expected.chunks_exact_mut(2 * half).enumerate() {
-        for j in 0..half {
-            let at = i / heads * half + j;
-            let (a, b) = (head[j], head[j + half]);
-            head[j] = a * cos[at] - b * sin[at];
-            head[j + half] = b * cos[at] + a * sin[at];
-        }
-    }
-    check_levels("rope", &expected, 1e-6, |isa, pool| {
-        let mut out = x.clone();
-        rope(isa, pool, heads, &cos, &sin, half, &mut out);
-        out
-    });
-}
-
-#[test]
 fn silu_mul_agrees_with_candle() {
     let count = 20_001;
     let gate: Vec<f32> = values(5, count).iter().map(|v| v * 20.0).collect();
