@@ -1,10 +1,11 @@
 //! What the machine can do at most, measured beside a figure that is to be judged by it.
 //!
-//! Two limits: arithmetic that never leaves registers, and reading of memory that no cache holds. Both use every thread of a pool,
-//! so they are the limits of a computation on that pool.
+//! Two limits: arithmetic that never leaves registers, of the kind that a level multiplies weights with, and reading of memory that no
+//! cache holds. Both use every thread of a pool, so they are the limits of a computation on that pool.
 
 #![expect(unsafe_code, reason = "kernels over Simd; contracts stand at each")]
 
+use std::fmt;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -12,8 +13,8 @@ use std::time::Instant;
 use crate::quant::dot::{self, Dot, DotKernel};
 use crate::quant::tiles;
 use crate::simd::{Kernel, Simd};
-use crate::tiles::{ROW_BYTES, SIDE, Tiles};
-use crate::{Isa, Pool};
+use crate::tiles::{self as tile, ROW_BYTES, SIDE, TileKernel, TileUnit, Tiles};
+use crate::{Element, Isa, Pool};
 
 /// Chains of dependent multiply-adds: more than latency x ports of any CPU we know (4 x 2), and few enough for 16 registers.
 const CHAINS: usize = 12;
@@ -22,29 +23,76 @@ const CHAINS: usize = 12;
 const STEPS: usize = 600_000;
 /// As [`STEPS`], for products of bytes: slower where the level has no instruction for them.
 const DOT_STEPS: usize = 100_000;
+/// As [`STEPS`], for products of tiles: four of 16 cycles each in a step.
+const TILE_STEPS: usize = 40_000;
+/// The same where a product of tiles is a loop.
+const EMULATED_STEPS: usize = 40;
 /// Independent sums, so that loads and not additions set the pace.
 const SUMS: usize = 8;
 
-/// Floating-point operations per second of fused multiply-adds (two each) that stay in registers, all threads together.
-pub fn fma_peak(isa: Isa, pool: &Pool) -> f64 {
-    let start = Instant::now();
-    pool.run(pool.threads(), |_| {
-        black_box(isa.run(Chains { factor: black_box(0.5), steps: STEPS }));
-    });
-    let lanes = isa.run(Lanes);
-    let operations = 2 * CHAINS * STEPS * lanes * pool.threads();
-    operations as f64 / start.elapsed().as_secs_f64()
+/// What a level multiplies weights with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// Fused multiply-adds of f32.
+    Fma,
+    /// Products of bf16 in tile registers.
+    Bf16Tiles,
+    /// Products of bytes in vectors.
+    Int8,
+    /// Products of bytes in tile registers.
+    Int8Tiles,
 }
 
-/// Integer operations per second (a multiplication and an addition each) of products of bytes that stay in registers, all threads
-/// together.
-pub fn dot_peak(isa: Isa, pool: &Pool) -> f64 {
-    let products = AtomicUsize::new(0);
-    let start = Instant::now();
-    pool.run(pool.threads(), |_| {
-        products.fetch_add(dot::run(isa, DotChains { steps: DOT_STEPS }), Ordering::Relaxed);
-    });
-    (2 * products.into_inner()) as f64 / start.elapsed().as_secs_f64()
+impl Arithmetic {
+    /// As products choose it for weights that are stored so; `None` stands for packed ones.
+    pub fn of(isa: Isa, weights: Option<Element>) -> Self {
+        match (weights, isa.tiles()) {
+            (None, TileUnit::None) => Self::Int8,
+            (None, _) => Self::Int8Tiles,
+            (Some(_), TileUnit::None) | (Some(Element::F32 | Element::F16), _) => Self::Fma,
+            (Some(Element::Bf16), _) => Self::Bf16Tiles,
+        }
+    }
+
+    /// Operations per second, a multiplication and an addition each, that stay in registers, all threads together. `isa` is one that
+    /// multiplies so.
+    pub fn peak(self, isa: Isa, pool: &Pool) -> f64 {
+        let products = AtomicUsize::new(0);
+        let start = Instant::now();
+        pool.run(pool.threads(), |_| {
+            products.fetch_add(self.products(isa), Ordering::Relaxed);
+        });
+        (2 * products.into_inner()) as f64 / start.elapsed().as_secs_f64()
+    }
+
+    /// Multiplies for about a millisecond; how many products that were.
+    fn products(self, isa: Isa) -> usize {
+        let steps = match isa.tiles() {
+            TileUnit::None => DOT_STEPS,
+            #[cfg(target_arch = "x86_64")]
+            TileUnit::Amx => TILE_STEPS,
+            TileUnit::Emulated => EMULATED_STEPS,
+        };
+        match self {
+            Self::Fma => {
+                black_box(isa.run(Chains { factor: black_box(0.5), steps: STEPS }));
+                CHAINS * STEPS * isa.lanes()
+            }
+            Self::Bf16Tiles => tile::run(isa, Bf16Chains { steps }),
+            Self::Int8 | Self::Int8Tiles => dot::run(isa, DotChains { steps }),
+        }
+    }
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fma => "fma",
+            Self::Bf16Tiles => "bf16 tiles",
+            Self::Int8 => "int8",
+            Self::Int8Tiles => "int8 tiles",
+        })
+    }
 }
 
 /// Bytes per second at which the pool's threads together read `data` once. It says what memory can do only if `data` is larger than
@@ -57,17 +105,6 @@ pub fn read_bandwidth(isa: Isa, pool: &Pool, data: &[f32]) -> f64 {
         black_box(isa.run(Sum(part)));
     });
     size_of_val(data) as f64 / start.elapsed().as_secs_f64()
-}
-
-struct Lanes;
-
-impl Kernel for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> usize {
-        S::LANES
-    }
 }
 
 /// `x = x * factor + 1`, `steps` times in each chain; the sum of all lanes of all chains.
@@ -161,6 +198,49 @@ impl DotChains {
     }
 }
 
+/// `steps` products of bf16 tiles in each of four sums; returns how many values were multiplied. All of them are 1, so the sums say so.
+struct Bf16Chains {
+    steps: usize,
+}
+
+impl TileKernel for Bf16Chains {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, T: Tiles>(self) -> usize {
+        const X: usize = tiles::INPUTS;
+        const W: usize = tiles::WEIGHTS[0];
+        const A: usize = tiles::SUMS[0];
+        const B: usize = tiles::SUMS[1];
+        const C: usize = tiles::SUMS[2];
+        const D: usize = tiles::SUMS[3];
+        /// 1 in bf16.
+        const ONE: u16 = 0x3F80;
+        let (ones, mut sums) = ([ONE; SIDE * ROW_BYTES / 2], [[0.0f32; SIDE * SIDE]; 4]);
+        // SAFETY: `ones` and each of `sums` are as large as a tile; tile numbers are those of the configuration.
+        unsafe {
+            let mut tiles = T::configure(&tiles::shapes(ROW_BYTES)).expect("a level with tiles");
+            tiles.load::<X>(ones.as_ptr().cast(), ROW_BYTES);
+            tiles.load::<W>(ones.as_ptr().cast(), ROW_BYTES);
+            tiles.zero::<A>();
+            tiles.zero::<B>();
+            tiles.zero::<C>();
+            tiles.zero::<D>();
+            for _ in 0..self.steps {
+                tiles.dot_bf16::<A, X, W>();
+                tiles.dot_bf16::<B, X, W>();
+                tiles.dot_bf16::<C, X, W>();
+                tiles.dot_bf16::<D, X, W>();
+            }
+            tiles.store::<A>(sums[0].as_mut_ptr().cast());
+            tiles.store::<B>(sums[1].as_mut_ptr().cast());
+            tiles.store::<C>(sums[2].as_mut_ptr().cast());
+            tiles.store::<D>(sums[3].as_mut_ptr().cast());
+        }
+        sums.as_flattened().iter().map(|sum| *sum as usize).sum()
+    }
+}
+
 /// The sum of all values, in whatever order is fastest.
 struct Sum<'a>(&'a [f32]);
 
@@ -187,12 +267,11 @@ impl Kernel for Sum<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiles::TileUnit;
 
     #[test]
     fn the_loops_do_the_work_that_is_counted() {
         for isa in Isa::available() {
-            let lanes = isa.run(Lanes);
+            let lanes = isa.lanes();
             // x = x / 2 + 1 from 0: 1, 1.5, 1.75, ...
             for (steps, expected) in [(0, 0.0), (1, 1.0), (2, 1.5), (3, 1.75)] {
                 let sum = isa.run(Chains { factor: 0.5, steps });
@@ -206,6 +285,32 @@ mod tests {
         for isa in Isa::all() {
             let expected = if isa.tiles() == TileUnit::None { 3 * 64 * CHAINS } else { 3 * 4 * 16 * 16 * 64 };
             assert_eq!(dot::run(isa, DotChains { steps: 3 }), expected, "{isa}");
+        }
+    }
+
+    /// The sums are what tiles added up, so they would tell of a product that was left out.
+    #[test]
+    fn chains_of_bf16_tiles_add_up_what_they_multiply() {
+        for isa in Isa::all().into_iter().filter(|isa| isa.tiles() != TileUnit::None) {
+            for steps in [0, 1, 3, EMULATED_STEPS] {
+                assert_eq!(tile::run(isa, Bf16Chains { steps }), steps * 4 * 16 * 16 * 32, "{isa}, {steps} steps");
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_is_that_of_how_weights_are_multiplied() {
+        let pool = Pool::new("limits", 2).unwrap();
+        for isa in Isa::all() {
+            let tiles = isa.tiles() != TileUnit::None;
+            let of = |weights| Arithmetic::of(isa, weights).to_string();
+            assert_eq!([of(Some(Element::F32)), of(Some(Element::F16))], ["fma"; 2], "{isa}");
+            assert_eq!(of(Some(Element::Bf16)), if tiles { "bf16 tiles" } else { "fma" }, "{isa}");
+            assert_eq!(of(None), if tiles { "int8 tiles" } else { "int8" }, "{isa}");
+            for weights in [Some(Element::Bf16), None] {
+                let peak = Arithmetic::of(isa, weights).peak(isa, &pool);
+                assert!(peak.is_finite() && peak > 0.0, "{isa}, {weights:?}: {peak}");
+            }
         }
     }
 
@@ -228,7 +333,6 @@ mod tests {
                 let bandwidth = read_bandwidth(Isa::PORTABLE, &pool, &vec![1.0; count]);
                 assert!(bandwidth.is_finite() && bandwidth > 0.0);
             }
-            assert!(dot_peak(Isa::PORTABLE, &pool).is_finite());
         }
     }
 }

@@ -10,8 +10,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Bits, Element, Groups, Inputs, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView, limits, matmul,
-    quantized_matmul,
+    Bits, Element, Groups, Inputs, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView, limits::Arithmetic,
+    matmul, quantized_matmul,
 };
 
 /// Outputs and inputs: what the plain twins do in milliseconds.
@@ -90,9 +90,9 @@ fn kernels_are_as_fast_as_their_instructions() {
             if rows > 1 {
                 for isa in Isa::available().into_iter().filter(|isa| ["avx2", "avx512"].contains(&isa.as_str())) {
                     let operations = (2 * N * K * rows) as f64;
-                    let peak = if bits.is_some() { limits::dot_peak } else { limits::fma_peak };
-                    let what = format!("{isa}, share of its peak, {bits:?}, {rows} rows");
-                    check(&what, OF_PEAK, &|| operations / peak(isa, &pool), &|| seconds(isa));
+                    let limit = Arithmetic::of(isa, bits.is_none().then_some(Element::Bf16));
+                    let what = format!("{isa}, share of its peak ({limit}), {bits:?}, {rows} rows");
+                    check(&what, OF_PEAK, &|| operations / limit.peak(isa, &pool), &|| seconds(isa));
                 }
             }
         }

@@ -12,7 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use engine::{Engine, EngineConfig, ModelConfig, Quantization};
-use kernels::{Isa, Pool, limits};
+use kernels::limits::{self, Arithmetic};
+use kernels::{Element, Isa, Pool};
 use kv::KvDtype;
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ const READ_VALUES_QUICK: usize = 128 << 20;
 /// so that some of many are not interrupted.
 const READ_TRIES: usize = 3;
 /// See [`READ_TRIES`].
-const FMA_TRIES: usize = 50;
+const PEAK_TRIES: usize = 50;
 
 /// Measure prefill and decode of one engine, beside the limits of this machine.
 #[derive(Parser, Debug)]
@@ -115,11 +116,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Prepared { mut cases, skipped, conditions, model, engine } = prepare(&args)?;
     let kv = engine.kv_store().layout().dtype;
     let cost = Cost::new(&model, ElementBytes::of(&engine.identity().dtype, kv, model.head_dim));
-    let reached = measure(&args, engine, &mut cases)?;
-    let table = table(&args, &cost, &cases, &reached);
+    let isa = Isa::from_env()?;
+    let arithmetic = Arithmetic::of(isa, stored_as(&engine.identity().dtype));
+    let reached = measure(&args, engine, isa, arithmetic, &mut cases)?;
+    let table = table(&args, arithmetic, &cost, &cases, &reached);
     report::print(&conditions, std::slice::from_ref(&table), &does_not_fit(&skipped));
     if let Some(path) = &args.json {
-        report::write_json(path, &conditions, &[table], details(&cases, &reached))?;
+        report::write_json(path, &conditions, &[table], details(arithmetic, &cases, &reached))?;
     }
     Ok(())
 }
@@ -235,12 +238,26 @@ fn describe(
         .and("load", format!("{load_seconds:.2} s, {:.2} s per GB", load_seconds / gigabytes)))
 }
 
+/// How weights are stored, by the `dtype` of a [`types::ModelIdentity`]; `None` if they are packed.
+fn stored_as(dtype: &str) -> Option<Element> {
+    match dtype {
+        "f32" => Some(Element::F32),
+        "f16" => Some(Element::F16),
+        "bf16" => Some(Element::Bf16),
+        _ => None,
+    }
+}
+
 /// Fills in the cases' seconds and returns what the machine could do in each round.
-fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Vec<Reached>> {
-    let isa = Isa::from_env()?;
+fn measure(
+    args: &Args,
+    engine: Engine,
+    isa: Isa,
+    arithmetic: Arithmetic,
+    cases: &mut [Case],
+) -> anyhow::Result<Vec<Reached>> {
     let pool = Pool::new("limits", args.threads()).context("cannot start threads")?;
     let values = vec![1.0; if args.quick { READ_VALUES_QUICK } else { READ_VALUES }];
-    let arithmetic = if args.quantization.is_some() { limits::dot_peak } else { limits::fma_peak };
     let mut steps = Steps::new(engine, args.block_size)?;
     let mut reached = Vec::new();
     for round in 0..args.rounds {
@@ -248,7 +265,7 @@ fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Ve
         let best = |tries, of: &dyn Fn() -> f64| (0..tries).map(|_| of()).fold(0.0, f64::max);
         reached.push(Reached {
             bytes_per_second: best(READ_TRIES, &|| limits::read_bandwidth(isa, &pool, &values)),
-            flop_per_second: best(FMA_TRIES, &|| arithmetic(isa, &pool)),
+            flop_per_second: best(PEAK_TRIES, &|| arithmetic.peak(isa, &pool)),
         });
         for case in cases.iter_mut() {
             case.seconds.push(steps.seconds_per_step(case.work)?);
@@ -257,10 +274,9 @@ fn measure(args: &Args, engine: Engine, cases: &mut [Case]) -> anyhow::Result<Ve
     Ok(reached)
 }
 
-fn table(args: &Args, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table {
-    let [operations, share] =
-        if args.quantization.is_some() { ["GOP/s", "% of int8"] } else { ["GFLOP/s", "% of fma"] };
-    let columns = ["tok/s", "ms/step", operations, share, "GB/s", "% of read"];
+fn table(args: &Args, arithmetic: Arithmetic, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table {
+    let operations = if args.quantization.is_some() { "GOP/s" } else { "GFLOP/s" };
+    let columns = ["tok/s", "ms/step", operations, &format!("% of {arithmetic}"), "GB/s", "% of read"];
     let mut table = Table::new(format!("medians of {} round(s)", args.rounds), columns);
     let over_rounds = |of: &dyn Fn(&Reached) -> f64| median(&reached.iter().map(of).collect::<Vec<_>>());
     table.row(
@@ -297,10 +313,14 @@ fn table(args: &Args, cost: &Cost, cases: &[Case], reached: &[Reached]) -> Table
     table
 }
 
-fn details(cases: &[Case], reached: &[Reached]) -> Value {
+fn details(arithmetic: Arithmetic, cases: &[Case], reached: &[Reached]) -> Value {
     let limit = |reached: &Reached| json!({ "read_bytes_per_s": reached.bytes_per_second, "arithmetic_per_s": reached.flop_per_second });
     let seconds: serde_json::Map<_, _> = cases.iter().map(|case| (case.name.clone(), json!(case.seconds))).collect();
-    json!({ "limits": reached.iter().map(limit).collect::<Vec<_>>(), "seconds_per_step": seconds })
+    json!({
+        "arithmetic": arithmetic.to_string(),
+        "limits": reached.iter().map(limit).collect::<Vec<_>>(),
+        "seconds_per_step": seconds,
+    })
 }
 
 #[cfg(test)]
@@ -329,10 +349,23 @@ mod tests {
             case.seconds.push(steps.seconds_per_step(case.work).unwrap());
         }
         let reached = [Reached { bytes_per_second: 1e9, flop_per_second: 1e9 }];
-        let table =
-            table(&args, &Cost::new(&model, ElementBytes::of("bf16", KvDtype::Bf16, model.head_dim)), &cases, &reached);
+        let cost = Cost::new(&model, ElementBytes::of("bf16", KvDtype::Bf16, model.head_dim));
+        let table = table(&args, Arithmetic::Fma, &cost, &cases, &reached);
         let names: Vec<_> = table.rows.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["limit", "prefill 20", "decode 1 x 17", "decode 3 x 17"]);
         assert!(table.rows[1..].iter().all(|(_, values)| values.iter().all(|value| *value > Some(0.0))));
+    }
+
+    /// The emulated level has every kind of tiles.
+    #[test]
+    fn the_limit_is_named_in_the_table_and_in_the_file() {
+        let model = ModelConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model")).unwrap();
+        let cost = Cost::new(&model, ElementBytes::of("bf16", KvDtype::Bf16, model.head_dim));
+        for (dtype, name) in [("bf16", "bf16 tiles"), ("f16", "fma"), ("int4", "int8 tiles")] {
+            let arithmetic = Arithmetic::of(Isa::emulated(), stored_as(dtype));
+            let table = table(&Args::parse_from(["engine"]), arithmetic, &cost, &[], &[]);
+            assert_eq!(table.columns[3], format!("% of {name}"), "{dtype}");
+            assert_eq!(details(arithmetic, &[], &[])["arithmetic"], name, "{dtype}");
+        }
     }
 }
