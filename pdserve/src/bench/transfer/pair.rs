@@ -10,7 +10,10 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tonic::transport::server::TcpIncoming;
-use transfer::{KvReceiver, KvSender, LandingRequest, Listening, Outgoing, TransferConfig, TransportKind};
+use transfer::{
+    KvReceiver, KvSender, LandingRequest, Listening, Outgoing, TransferConfig, TransferError, TransferStats,
+    TransportKind,
+};
 use types::RequestKey;
 
 use super::{LAYER_COMPUTES, Sample, ms};
@@ -29,7 +32,7 @@ pub(super) struct Pair {
     hand_overs: u64,
     _listening: Listening,
     _grpc: Option<GrpcServer>,
-    _d: OwnRuntime,
+    d: OwnRuntime,
 }
 
 /// D's sockets, on threads of their own: in a cluster P and D are two processes, whose tasks do not wait for each other's.
@@ -93,7 +96,7 @@ impl Pair {
             hand_overs: 0,
             _listening: listening,
             _grpc: grpc,
-            _d: runtime,
+            d: runtime,
         })
     }
 
@@ -106,7 +109,7 @@ impl Pair {
         Ok(Sample { ms: ms(took), pieces: Some(pieces), exposed_ms: Some(ms(exposed)) })
     }
 
-    /// Number of pieces, and the time from the last layer's report to D's commit.
+    /// Number of pieces, and the time from just before the last layer's report to D's commit.
     async fn hand_over(&mut self, layer_every: Option<Duration>) -> anyhow::Result<(u32, Duration)> {
         self.hand_overs += 1;
         let key = RequestKey { request: format!("bench-{}", self.hand_overs).into(), epoch: 1 };
@@ -114,14 +117,14 @@ impl Pair {
         let request = LandingRequest { key, blocks: d.ids(), tokens: 0..self.tokens, lease: LEASE };
         let landing = self.receiver.open(request);
         let outgoing = self.sender.begin(&landing.ticket(), p.blocks.clone())?;
-        let land = async {
+        let land = self.d.run(async move {
             landing.landed().await?;
-            landing.commit()
-        };
+            landing.commit().map(|stats| (stats, Instant::now()))
+        });
         let (shipped, landed) = tokio::join!(ship(outgoing, p.store.layout(), self.tokens, layer_every), land);
-        let (shipped, landed) = (shipped?, landed?);
+        let ((shipped, computed), (landed, committed)) = (shipped?, landed??);
         ensure!(shipped.transport == Some(self.kind), "{} was asked for, {:?} was used", self.kind, shipped.transport);
-        Ok((landed.pieces, shipped.exposed))
+        Ok((landed.pieces, committed - computed))
     }
 
     /// Fails unless D has what P has.
@@ -139,20 +142,23 @@ impl Pair {
     }
 }
 
+/// Reports layer after layer; returns when the last one was there, too. Not after its report: whoever that wakes may run first.
 async fn ship(
     outgoing: Outgoing,
     layout: KvLayout,
     tokens: u32,
     layer_every: Option<Duration>,
-) -> Result<transfer::TransferStats, transfer::TransferError> {
+) -> Result<(TransferStats, Instant), TransferError> {
+    let mut computed = Instant::now();
     for layer in 0..layout.layers {
         if let Some(computing) = layer_every {
             sleep(computing).await;
         }
+        computed = Instant::now();
         outgoing.layer_ready(layer, 0..layout.kv_heads, 0..tokens);
     }
     outgoing.computed();
-    outgoing.finish().await
+    Ok((outgoing.finish().await?, computed))
 }
 
 impl Side {
