@@ -10,6 +10,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::matmul::by_tiles;
 use crate::quant::dot::{self, Dot, DotKernel};
 use crate::quant::tiles;
 use crate::simd::{Kernel, Simd};
@@ -46,11 +47,11 @@ pub enum Arithmetic {
 impl Arithmetic {
     /// As products choose it for weights that are stored so; `None` stands for packed ones.
     pub fn of(isa: Isa, weights: Option<Element>) -> Self {
-        match (weights, isa.tiles()) {
-            (None, TileUnit::None) => Self::Int8,
-            (None, _) => Self::Int8Tiles,
-            (Some(_), TileUnit::None) | (Some(Element::F32 | Element::F16), _) => Self::Fma,
-            (Some(Element::Bf16), _) => Self::Bf16Tiles,
+        match weights {
+            None if isa.tiles() == TileUnit::None => Self::Int8,
+            None => Self::Int8Tiles,
+            Some(element) if by_tiles(isa, element) => Self::Bf16Tiles,
+            Some(_) => Self::Fma,
         }
     }
 

@@ -6,30 +6,31 @@
 //! this order.
 //!
 //! ```text
-//! Inputs  ─► x, once for all products of it (inputs.rs)
-//! task    ─► a run of columns (rows of `w`), in blocks that stay in the second-level cache (block.rs)
-//! tile    ─► a few rows of x times a few columns, sums in registers (tile.rs)
+//! Inputs    ─► x, once for all products of it (inputs.rs)
+//! task      ─► a run of columns (rows of `w`), of many rows some tiles
+//! few rows  ─► blocks (block.rs) of tiles (tile.rs): a vector holds neighbouring values of `k` of one row
+//! many rows ─► panels of widened weights (many.rs): a vector holds one value of `k` of neighbouring rows
 //! ```
 //!
 //! Where there are tile registers, products with bf16 weights go by them instead (tiled.rs).
 //!
 //! Every weight is loaded along its row, where memory is fastest, and taken apart at two instructions for 32 of them; so weights need
-//! no second, packed copy. With many rows, those of a block are widened once for all of them (panel.rs).
+//! no second, packed copy.
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
 mod block;
 mod inputs;
 mod load;
-mod panel;
+mod many;
 mod segments;
 mod tile;
 mod tiled;
 mod weight;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use block::{SCRATCH, Scratch};
 pub use inputs::Inputs;
 use inputs::Tiles;
 pub(crate) use load::{Bf16, F32, widen};
@@ -42,7 +43,7 @@ pub use weight::{Element, WeightView};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::tiles::TileUnit;
 use crate::{Pool, pool::SharedMut};
-use load::F16;
+use load::{F16, Load};
 
 /// `out = x * w^T (+ bias)`: `x` is `[m][w.cols]`, `out` `[m][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
@@ -56,29 +57,49 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     if by_tiles(isa, w.element) {
         return tiled::matmul(isa, pool, &x.tiled, w, bias, &out);
     }
-    // Few tasks, so that each reads one long run of memory.
-    let share = w.rows.div_ceil(pool.threads());
-    pool.run(w.rows.div_ceil(share), |task| {
-        let columns = task * share..((task + 1) * share).min(w.rows);
-        let columns = Columns { x, w, bias, columns, tiles: Tiles::of(isa, x.rows()), out: &out };
+    let tiles = Tiles::of(isa, x.rows());
+    let (groups, share) = if tiles.many() {
+        (tiles.count.div_ceil(many::tiles_max(isa, x.parts())), many::share(w.rows, pool.threads()))
+    } else {
+        // Few tasks, so that each reads one long run of memory.
+        (1, w.rows.div_ceil(pool.threads()))
+    };
+    let shares = w.rows.div_ceil(share);
+    pool.run(groups * shares, |task| {
+        let down = tiles.group(task / shares, groups);
+        let start = task % shares * share;
+        let columns = Columns { x, w, bias, tiles, down, columns: start..(start + share).min(w.rows), out: &out };
         SCRATCH.with_borrow_mut(|scratch| isa.run(Product { columns, scratch }));
     });
 }
 
 /// Products with these weights go by tile registers.
-fn by_tiles(isa: Isa, element: Element) -> bool {
+pub(crate) fn by_tiles(isa: Isa, element: Element) -> bool {
     isa.tiles() != TileUnit::None && element == Element::Bf16
 }
 
-/// All rows of `x` times some columns (rows of `w`); one thread's task.
+/// Some tiles of rows of `x` times some columns (rows of `w`); a task.
 struct Columns<'a> {
     x: &'a Inputs,
     w: &'a WeightView<'a>,
     bias: Option<&'a [f32]>,
-    columns: Range<usize>,
     tiles: Tiles,
-    /// `[m][w.rows]`; this task writes `columns` of it and nothing else.
+    /// All tiles, if there are few rows.
+    down: Range<usize>,
+    columns: Range<usize>,
+    /// `[m][w.rows]`; this task writes its rows and columns and nothing else.
     out: &'a SharedMut<'a, f32>,
+}
+
+/// What a thread works with.
+#[derive(Default)]
+struct Scratch {
+    few: block::Scratch,
+    many: many::Scratch,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// A task and what its thread works with.
@@ -92,13 +113,29 @@ impl Kernel for Product<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { columns, scratch } = self;
         // SAFETY: `matmul` has checked the shapes.
         unsafe {
-            match columns.w.element {
-                Element::F32 => columns.blocks::<S, F32>(scratch),
-                Element::F16 => columns.blocks::<S, F16>(scratch),
-                Element::Bf16 => columns.blocks::<S, Bf16>(scratch),
+            match self.columns.w.element {
+                Element::F32 => self.of::<S, F32>(),
+                Element::F16 => self.of::<S, F16>(),
+                Element::Bf16 => self.of::<S, Bf16>(),
+            }
+        }
+    }
+}
+
+impl Product<'_> {
+    /// # Safety
+    /// As [`Kernel::run`], and weights are of type `E`.
+    #[inline(always)]
+    unsafe fn of<S: Simd, E: Load>(self) {
+        let Self { columns, scratch } = self;
+        // SAFETY: passed on.
+        unsafe {
+            if columns.tiles.many() {
+                columns.many::<S, E>(&mut scratch.many);
+            } else {
+                columns.blocks::<S, E>(&mut scratch.few);
             }
         }
     }

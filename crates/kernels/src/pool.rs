@@ -1,6 +1,7 @@
 //! A fixed group of named threads that work on one job at a time.
 //!
-//! Task `i` of a job always runs on thread `i % threads`; the caller is thread 0. A waiting thread spins briefly, since the next
+//! Each thread begins with the task of its own number, the caller with task 0; what is left goes to whoever is free, since cores that
+//! are shared with others are not equally fast. A waiting thread spins briefly, since the next
 //! job of a step mostly follows at once; then it offers its core to others for a while, since waking a thread takes longer than most
 //! waits; then it parks, so that an idle instance costs nothing.
 
@@ -35,6 +36,8 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Counts jobs.
     epoch: AtomicUsize,
+    /// The first task of the current job that no thread has taken.
+    next: AtomicUsize,
     /// Workers that have not finished the current job.
     pending: AtomicUsize,
     stop: AtomicBool,
@@ -70,6 +73,7 @@ impl Pool {
             threads,
             job: UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -95,7 +99,7 @@ impl Pool {
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.start(tasks, &task);
-        let own = catch_unwind(AssertUnwindSafe(|| run_share(&task, tasks, 0, self.shared.threads)));
+        let own = catch_unwind(AssertUnwindSafe(|| run_tasks(&task, tasks, 0, &self.shared.next)));
         wait_while(|| self.shared.pending.load(Ordering::Acquire) != 0);
         let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = own.err().or(theirs) {
@@ -110,6 +114,7 @@ impl Pool {
         let task: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(task) };
         // SAFETY: `turn` is held and `pending` is 0, so nobody else looks at `job`.
         unsafe { *self.shared.job.get() = Some(Job { task, tasks, caller: thread::current() }) };
+        self.shared.next.store(self.threads(), Ordering::Relaxed);
         self.shared.pending.store(self.workers.len(), Ordering::Relaxed);
         self.shared.epoch.fetch_add(1, Ordering::Release);
         self.workers.iter().for_each(|worker| worker.thread().unpark());
@@ -193,7 +198,7 @@ fn work_once(shared: &Shared, index: usize) {
     let Some(job) = (unsafe { (*shared.job.get()).clone() }) else { return };
     // SAFETY: the caller of `run` keeps the closure alive until `pending` is 0.
     let task = unsafe { &*job.task };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run_share(task, job.tasks, index, shared.threads))) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run_tasks(task, job.tasks, index, &shared.next))) {
         *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
     }
     if shared.pending.fetch_sub(1, Ordering::Release) == 1 {
@@ -201,8 +206,13 @@ fn work_once(shared: &Shared, index: usize) {
     }
 }
 
-fn run_share(task: &(dyn Fn(usize) + Sync), tasks: usize, first: usize, step: usize) {
-    (first..tasks).step_by(step).for_each(task);
+/// Runs the first task, and then others as long as there are any.
+fn run_tasks(task: &(dyn Fn(usize) + Sync), tasks: usize, first: usize, next: &AtomicUsize) {
+    let mut index = first;
+    while index < tasks {
+        task(index);
+        index = next.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Spins, then yields, then parks until an `unpark` makes `waiting` false.
@@ -223,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_runs_once_on_its_thread() {
+    fn every_task_runs_once() {
         for threads in [1, 2, 3] {
             let pool = Pool::new("test", threads).unwrap();
             for tasks in [0, 1, 2, 7, 100] {
@@ -243,6 +253,22 @@ mod tests {
         pool.run(3, |_| {
             barrier.wait();
         });
+    }
+
+    /// One thread waits in its task until the other has run all that are left.
+    #[test]
+    fn a_free_thread_takes_what_is_left() {
+        let (pool, done) = (Pool::new("test", 2).unwrap(), AtomicUsize::new(0));
+        for slow in [0, 1] {
+            done.store(0, Ordering::Relaxed);
+            pool.run(9, |index| {
+                while index == slow && done.load(Ordering::Relaxed) < 8 {
+                    thread::yield_now();
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.load(Ordering::Relaxed), 9);
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! The order in which one thread goes over its columns and all rows, so that what is used again soon is still in a cache.
 //!
 //! ```text
-//! group  ─► some tiles of rows, whose part of `k` stays in the second-level cache
-//! block  ─► times some tiles of columns; with many rows, their part of `k` is widened once for all
+//! block  ─► some tiles of columns, times all rows, whose part of `k` stays in the second-level cache
 //! part   ─► of `k`: a chunk of a segment
 //! rows   ─► a tile of rows, whose part stays in the first-level cache
 //! tile   ─► times a tile of columns, sums in registers (tile.rs)
@@ -10,12 +9,10 @@
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::inputs::Part;
-use super::load::{F32, Load};
-use super::panel::Panel;
+use super::load::Load;
 use super::tile::{OUTPUTS, Tile, columns_max};
 use super::{Columns, WAITING};
 use crate::simd::Simd;
@@ -23,44 +20,20 @@ use crate::simd::Simd;
 /// Bytes of weights that a group of rows passes over before the next.
 const BLOCK: usize = 384 << 10;
 
-/// Tiles of columns in a block, and of rows in a group, at most.
+/// Tiles of columns in a block, at most.
 const ACROSS: usize = 16;
-const DOWN: usize = 16;
-
-/// With so many tiles of rows, widening weights once costs less than every time.
-const MANY: usize = 12;
 
 /// `[waiting sum][output of a tile]`
 type Sums = [[f32; OUTPUTS]; WAITING];
 
-/// What a thread works with, kept from product to product.
+/// What a thread works with, kept from product to product: of a block, `[tile of rows][tile of columns]`.
 #[derive(Default)]
-pub(super) struct Scratch {
-    /// Of a block: `[tile of rows][tile of columns]`.
-    sums: Vec<Sums>,
-    panel: Panel,
-}
+pub(super) struct Scratch(Vec<Sums>);
 
-thread_local! {
-    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Tiles of rows times columns, at most `across` tiles of these.
+/// Columns, at most `across` tiles of these.
 struct Block {
-    down: Range<usize>,
     columns: Range<usize>,
     across: usize,
-}
-
-/// A part of `k` of a block's weights.
-pub(super) struct Weights {
-    /// Of the first column.
-    pub(super) start: *const u8,
-    /// Bytes from one column's to the next.
-    pub(super) stride: usize,
-    pub(super) k: usize,
-    /// They come from memory; others were used before.
-    pub(super) new: bool,
 }
 
 impl Columns<'_> {
@@ -72,15 +45,12 @@ impl Columns<'_> {
         let width = columns_max(S::LANES, self.tiles.largest());
         let bytes = (self.w.stride * E::SIZE * width).max(1);
         let across = (BLOCK / bytes).clamp(1, ACROSS);
-        let room = (self.tiles.count.min(DOWN) * across).max(scratch.sums.len());
-        scratch.sums.resize(room, [[0.0; OUTPUTS]; WAITING]);
-        for down in self.tiles.groups(DOWN) {
-            for start in self.columns.clone().step_by(across * width) {
-                let columns = start..(start + across * width).min(self.columns.end);
-                let block = Block { down: down.clone(), columns, across };
-                // SAFETY: rows and columns exist, and `across` leaves none over.
-                unsafe { self.block::<S, E>(&block, scratch) };
-            }
+        let room = (self.down.len() * across).max(scratch.0.len());
+        scratch.0.resize(room, [[0.0; OUTPUTS]; WAITING]);
+        for start in self.columns.clone().step_by(across * width) {
+            let columns = start..(start + across * width).min(self.columns.end);
+            // SAFETY: rows and columns exist, and `across` leaves none over.
+            unsafe { self.block::<S, E>(&Block { columns, across }, scratch) };
         }
     }
 
@@ -90,40 +60,33 @@ impl Columns<'_> {
     /// Its rows and columns exist. The CPU has `S`.
     #[inline(always)]
     unsafe fn block<S: Simd, E: Load>(&self, block: &Block, scratch: &mut Scratch) {
-        let Scratch { sums, panel } = scratch;
+        let Scratch(sums) = scratch;
         for part in self.x.parts() {
-            let start = (block.columns.start * self.w.stride + part.k.start) * E::SIZE;
-            let (k, stride) = (part.k.len(), self.w.stride * E::SIZE);
-            let stored = Weights { start: self.w.bytes.as_ptr().wrapping_add(start), stride, k, new: true };
             // SAFETY: the part's weights exist.
-            unsafe {
-                if self.tiles.count >= MANY && E::SIZE < F32::SIZE {
-                    let widened = panel.fill::<S, E>(&stored, block.columns.len());
-                    self.part::<S, F32>(block, part, &widened, sums);
-                } else {
-                    self.part::<S, E>(block, part, &stored, sums);
-                }
-            }
+            unsafe { self.part::<S, E>(block, part, sums) };
         }
-        for (tile, sums) in block.down.clone().zip(sums.chunks(block.across)) {
+        for (tile, sums) in self.down.clone().zip(sums.chunks(block.across)) {
             self.finish::<S>(&self.tiles.rows(tile), &block.columns, sums);
         }
     }
 
-    /// Adds a part of `k` to the sums of a block. `weights` are of type `E`.
+    /// Adds a part of `k` to the sums of a block.
     ///
     /// # Safety
-    /// The block's rows, and `weights` of its columns exist. The CPU has `S`.
+    /// The block's rows, and the weights of its columns exist. The CPU has `S`.
     #[inline(always)]
-    unsafe fn part<S: Simd, E: Load>(&self, block: &Block, part: &Part, weights: &Weights, sums: &mut [Sums]) {
-        for (down, sums) in block.down.clone().zip(sums.chunks_mut(block.across)) {
+    unsafe fn part<S: Simd, E: Load>(&self, block: &Block, part: &Part, sums: &mut [Sums]) {
+        let w_stride = self.w.stride * E::SIZE;
+        let start = block.columns.start * w_stride + part.k.start * E::SIZE;
+        let start = self.w.bytes.as_ptr().wrapping_add(start);
+        for (down, sums) in self.down.clone().zip(sums.chunks_mut(block.across)) {
             let rows = self.tiles.rows(down);
             let (x, width) = (self.x.tile(&rows, part.at), columns_max(S::LANES, rows.len()));
             for (column, sums) in (0..block.columns.len()).step_by(width).zip(sums) {
-                let w = weights.start.wrapping_add(column * weights.stride);
+                let w = start.wrapping_add(column * w_stride);
                 // Later tiles of rows find in a cache what the first one has asked for.
-                let ahead = if weights.new && down == block.down.start { width * weights.stride } else { 0 };
-                let tile = Tile { x, w, w_stride: weights.stride, k: weights.k, ahead };
+                let ahead = if down == self.down.start { width * w_stride } else { 0 };
+                let tile = Tile { x, w, w_stride, k: part.k.len(), ahead };
                 let mut chunk = [0.0; OUTPUTS];
                 // SAFETY: rows, columns and the part of `k` exist on both sides.
                 unsafe { tile.sums::<S, E>(rows.len(), width.min(block.columns.len() - column), &mut chunk) };

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::by_tiles;
+use super::many::{Turn, VECTORS};
 use super::segments::{Segments, TreeStep};
 use super::tile::rows_max;
 use super::tiled::TiledInputs;
@@ -11,10 +12,10 @@ use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::{Pool, pool::SharedMut};
 
 /// Segments start at multiples of this many values, whatever the level: two of its widest vectors.
-const STEP: usize = 2 * MAX_LANES;
+pub(super) const STEP: usize = 2 * MAX_LANES;
 
 /// A segment is summed in chunks of so many, which are added one after the other: a tile's inputs then stay in the first-level cache.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 
 /// Bytes of a line of memory.
 const LINE: usize = 64;
@@ -26,7 +27,8 @@ const FEW: usize = 1 << 14;
 /// allocates nothing.
 #[derive(Default, Debug)]
 pub struct Inputs {
-    /// From `start` on `[tile][vector of padded k][row of the tile][lane]`, so that a tile reads one run of memory.
+    /// From `start` on, so that a tile reads one run of memory: of a few rows `[tile][vector of padded k][row of the tile][lane]`, of
+    /// many as [`Turn`] lays them out.
     values: Vec<f32>,
     /// Where a line of memory starts: a vector that lies in two of them takes twice as long to load.
     start: usize,
@@ -40,11 +42,11 @@ pub struct Inputs {
 
 /// How a row is laid out: each segment padded with 0 to whole steps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Layout {
+pub(super) struct Layout {
     isa: Isa,
-    segments: Segments,
+    pub(super) segments: Segments,
     /// See [`Element::interleaved`].
-    interleaved: bool,
+    pub(super) interleaved: bool,
 }
 
 /// A chunk of a segment as the tiles read it.
@@ -76,10 +78,10 @@ impl Inputs {
         self.layout = Some(layout);
         self.parts.clear();
         self.parts.extend(layout.parts());
-        self.values.resize(self.rows * padded + MAX_LANES, 0.0);
+        let tiles = Tiles::of(isa, self.rows);
+        self.values.resize(tiles.of * tiles.unit * padded + MAX_LANES, 0.0);
         self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
         let values = SharedMut::new(&mut self.values[self.start..]);
-        let tiles = Tiles::of(isa, self.rows);
         let share = if x.len() < FEW { tiles.count } else { tiles.count.div_ceil(pool.threads()) }.max(1);
         pool.run(tiles.count.div_ceil(share), |task| {
             for tile in task * share..((task + 1) * share).min(tiles.count) {
@@ -87,7 +89,11 @@ impl Inputs {
                 // SAFETY: each row belongs to one tile, and that to one task.
                 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
                 let to = unsafe { values.slice(rows.start * padded, rows.len() * padded) };
-                isa.run(LayOut { x: &x[rows.start * width..rows.end * width], layout, to });
+                let x = &x[rows.start * width..rows.end.min(self.rows) * width];
+                match tiles.many() {
+                    true => isa.run(Turn { x, layout: &layout, rows: rows.len(), to }),
+                    false => isa.run(LayOut { x, layout, to }),
+                }
             }
         });
     }
@@ -118,31 +124,47 @@ impl Inputs {
     }
 }
 
-/// Rows in as few tiles as can be, as even as can be: 9 are 5 and 4, not 8 and 1.
+/// Rows in as few tiles as can be, as even as can be: 9 are 5 and 4, not 8 and 1. Tiles of many rows are whole vectors of them.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     pub(super) count: usize,
+    /// So many units are divided.
     of: usize,
+    /// Rows of a unit.
+    unit: usize,
 }
+
+/// From so many rows on it pays to widen weights once for all of them, unless more than one in [`PADDED`] of a tile's would be padding.
+const MANY: usize = 48;
+const PADDED: usize = 8;
 
 impl Tiles {
     pub(super) fn of(isa: Isa, rows: usize) -> Self {
-        Self { count: rows.div_ceil(rows_max(isa.lanes())), of: rows }
+        let vectors = rows.div_ceil(isa.lanes());
+        let padding = vectors * isa.lanes() - rows;
+        if rows < MANY || padding * PADDED > rows {
+            return Self { count: rows.div_ceil(rows_max(isa.lanes())), of: rows, unit: 1 };
+        }
+        Self { count: vectors.div_ceil(VECTORS), of: vectors, unit: isa.lanes() }
+    }
+
+    /// There are so many rows that products go by panels.
+    pub(super) fn many(self) -> bool {
+        self.unit > 1
     }
 
     /// Rows of the largest.
     pub(super) fn largest(self) -> usize {
-        self.of.div_ceil(self.count)
+        self.of.div_ceil(self.count) * self.unit
     }
 
     pub(super) fn rows(self, tile: usize) -> Range<usize> {
-        self.of * tile / self.count..self.of * (tile + 1) / self.count
+        self.of * tile / self.count * self.unit..self.of * (tile + 1) / self.count * self.unit
     }
 
-    /// Groups of at most so many tiles, as even as can be.
-    pub(super) fn groups(self, most: usize) -> impl Iterator<Item = Range<usize>> {
-        let count = self.count.div_ceil(most);
-        (0..count).map(move |group| self.count * group / count..self.count * (group + 1) / count)
+    /// One of so many groups of tiles, as even as can be.
+    pub(super) fn group(self, index: usize, groups: usize) -> Range<usize> {
+        self.count * index / groups..self.count * (index + 1) / groups
     }
 }
 
@@ -152,7 +174,7 @@ impl Layout {
     }
 
     /// See [`Inputs::parts`].
-    fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
         let segments = self.segments.tree().zip(self.segments.ranges());
         let chunks = segments.flat_map(|(step, k)| {
             (0..k.len().div_ceil(CHUNK).max(1)).map(move |chunk| {

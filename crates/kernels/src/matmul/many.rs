@@ -1,0 +1,235 @@
+//! Products of many rows, by one thread, so that what is used again soon is still in a cache.
+//!
+//! ```text
+//! task   ─► some tiles of rows, of which a chunk of `k` stays in the second-level cache, times some columns
+//! part   ─► of `k`: a chunk of a segment
+//! panel  ─► of a few columns: widened once, stays in the first-level cache (many/panel.rs)
+//! tile   ─► times some vectors of rows, sums in registers (many/tile.rs)
+//! ```
+
+#![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
+
+mod panel;
+mod tile;
+mod turn;
+
+use std::ops::Range;
+
+use super::inputs::Part;
+use super::load::{HALVES, Load};
+use super::{Columns, WAITING};
+use crate::simd::{Isa, MAX_LANES, Simd};
+use panel::{Line, Panel};
+pub(super) use tile::VECTORS;
+use tile::{Tile, columns};
+pub(super) use turn::Turn;
+
+/// Bytes of a chunk of a task's rows.
+const GROUP: usize = 1 << 20;
+
+/// Columns of a task at most: so many that outputs are written in long runs, and that their sums stay in the cache, too.
+const BLOCK: usize = 512;
+
+/// Tasks of a thread for each group of rows, if there are columns enough: threads are not equally fast.
+const TASKS: usize = 2;
+
+/// Columns of a tile, whatever the level.
+const COLUMNS_MAX: usize = columns(MAX_LANES);
+
+/// Bytes of a line of memory.
+const LINE: usize = size_of::<Line>();
+
+/// What a thread works with, kept from product to product.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// `[waiting sum][tile of rows][column of the task][row]`
+    sums: Vec<Line>,
+    panel: Panel,
+}
+
+/// Neighbouring columns' weights of a part of `k`.
+#[derive(Clone, Copy)]
+struct Weights {
+    /// Of the first column.
+    start: *const u8,
+    /// Bytes from one column's to the next.
+    stride: usize,
+    columns: usize,
+    k: usize,
+}
+
+/// Tiles of rows that a task takes at most.
+pub(super) fn tiles_max(isa: Isa, parts: &[Part]) -> usize {
+    let longest = parts.iter().map(|part| part.k.len()).max().unwrap_or(0);
+    let bytes = longest * size_of::<f32>() * VECTORS * isa.lanes();
+    (GROUP / bytes.max(1)).max(1)
+}
+
+/// Columns that a task takes: so few that every thread has some tasks.
+pub(super) fn share(columns: usize, threads: usize) -> usize {
+    columns.div_ceil(threads * TASKS).next_multiple_of(MAX_LANES).min(BLOCK)
+}
+
+impl Columns<'_> {
+    /// # Safety
+    /// As [`crate::simd::Kernel::run`]; the tiles are those of many rows, and there are no more of them and of columns than a task
+    /// takes.
+    #[inline(always)]
+    pub(super) unsafe fn many<S: Simd, E: Load>(&self, scratch: &mut Scratch) {
+        let first = self.tiles.rows(self.down.start).start;
+        let level = (self.tiles.rows(self.down.end - 1).end - first) * BLOCK;
+        let room = (WAITING * level / MAX_LANES).max(scratch.sums.len());
+        scratch.sums.resize(room, Line::ZERO);
+        let sums = Sums { start: scratch.sums.as_mut_ptr().cast(), level };
+        let parts = self.x.parts();
+        for (part, next_part) in parts.iter().zip(parts.iter().skip(1).map(Some).chain([None])) {
+            for column in self.columns.clone().step_by(columns(S::LANES)) {
+                let weights = self.weights::<S, E>(column, part);
+                let next = match (column + columns(S::LANES), next_part) {
+                    (next, Some(part)) if next >= self.columns.end => self.weights::<S, E>(self.columns.start, part),
+                    (next, _) => self.weights::<S, E>(next, part),
+                };
+                let ahead = Ahead::new(&next, E::SIZE, self.down.len() * S::LANES);
+                // SAFETY: rows and columns exist, and there is room for their sums.
+                unsafe {
+                    scratch.panel.fill::<S, E>(&weights);
+                    self.panel::<S>(part, column, scratch.panel.start(), &sums, ahead);
+                }
+            }
+        }
+        for tile in self.down.clone() {
+            let rows = self.tiles.rows(tile);
+            // SAFETY: sums of these rows and columns were written.
+            unsafe { self.write::<S>(&rows, &self.columns, sums.start.add((rows.start - first) * BLOCK)) };
+        }
+    }
+
+    /// A panel, whose first column is `column`, times all rows.
+    ///
+    /// # Safety
+    /// The rows, the panel and the room for sums of the task exist. The CPU has `S`.
+    #[inline(always)]
+    unsafe fn panel<S: Simd>(&self, part: &Part, column: usize, panel: *const f32, sums: &Sums, mut ahead: Ahead) {
+        let first = self.tiles.rows(self.down.start).start;
+        let k = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
+        for tile in self.down.clone() {
+            let rows = self.tiles.rows(tile);
+            let at = (rows.start - first) * BLOCK + (column - self.columns.start) * rows.len();
+            let tile = Tile { x: self.x.tile(&rows, part.at), panel, k };
+            // SAFETY: passed on.
+            unsafe {
+                let sums = Sums { start: sums.start.add(at), ..*sums };
+                tile.add::<S>(rows.len() / S::LANES, part, &sums, &mut ahead);
+            }
+        }
+    }
+
+    /// The weights of a panel's columns from `column` on, none if the task ends there.
+    #[inline(always)]
+    fn weights<S: Simd, E: Load>(&self, column: usize, part: &Part) -> Weights {
+        let start = (column * self.w.stride + part.k.start) * E::SIZE;
+        Weights {
+            start: self.w.bytes.as_ptr().wrapping_add(start),
+            stride: self.w.stride * E::SIZE,
+            columns: columns(S::LANES).min(self.columns.end - column.min(self.columns.end)),
+            k: part.k.len(),
+        }
+    }
+
+    /// Writes the outputs of a tile of rows from `sums`, `[column][row]`.
+    ///
+    /// # Safety
+    /// The sums, and as many columns exist. The CPU has `S`.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: *const f32) {
+        for row in (rows.start..rows.end.min(self.x.rows())).step_by(S::LANES) {
+            for column in columns.clone().step_by(S::LANES) {
+                let width = S::LANES.min(columns.end - column);
+                // SAFETY: rows and columns exist; `out` has `width` places, and so has the bias.
+                unsafe {
+                    let mut values = [S::splat(0.0); MAX_LANES];
+                    for (index, values) in values.iter_mut().enumerate().take(width) {
+                        let column = column - columns.start + index;
+                        *values = S::load(sums.add(column * rows.len() + row - rows.start));
+                    }
+                    S::transpose(&mut values);
+                    let bias = self.bias.map(|bias| S::load_upto(bias[column..].as_ptr(), width));
+                    for (row, sums) in (row..self.x.rows()).zip(values.into_iter().take(S::LANES)) {
+                        let out = self.out.slice(row * self.w.rows + column, width);
+                        let sums = if let Some(bias) = bias { S::add(sums, bias) } else { sums };
+                        S::store_upto(out.as_mut_ptr(), sums, width);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where sums of a task, or of a tile of it, go: see [`Scratch`].
+struct Sums {
+    start: *mut f32,
+    /// Floats from one waiting sum to the next.
+    level: usize,
+}
+
+impl Sums {
+    /// Adds a chunk's sums to its segment's, and after the last one joins what waits for them.
+    ///
+    /// # Safety
+    /// There is room for so many sums, and those before them in their tree were written. The CPU has `S`.
+    #[inline(always)]
+    unsafe fn take<S: Simd, const V: usize, const N: usize>(&self, part: &Part, chunk: [[S::V; V]; N]) {
+        let place = part.step.place;
+        let joins = if part.last { part.step.joins } else { 0 };
+        for (index, chunk) in chunk.as_flattened().iter().enumerate() {
+            // SAFETY: passed on.
+            unsafe {
+                let at = self.start.add(index * S::LANES);
+                let mut sum = *chunk;
+                if !part.first {
+                    sum = S::add(S::load(at.add(place * self.level)), sum);
+                }
+                for place in (place - joins..place).rev() {
+                    sum = S::add(S::load(at.add(place * self.level)), sum);
+                }
+                S::store(at.add((place - joins) * self.level), sum);
+            }
+        }
+    }
+}
+
+/// Weights that are needed next, asked for in turns, so that the answers do not all come at once.
+struct Ahead {
+    at: *const u8,
+    /// Lines of memory that a turn asks for.
+    share: usize,
+    /// Lines of a column, and those of the present one that have not been asked for.
+    lines: usize,
+    left: usize,
+    /// Bytes from the end of a column's lines to the next column's.
+    gap: usize,
+}
+
+impl Ahead {
+    /// `weights` of `size` bytes each, in so many turns.
+    fn new(weights: &Weights, size: usize, turns: usize) -> Self {
+        let lines = (weights.k * size).div_ceil(LINE);
+        let share = (lines * weights.columns).div_ceil(turns);
+        Self { at: weights.start, share, lines, left: lines, gap: weights.stride.wrapping_sub(lines * LINE) }
+    }
+
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&mut self) {
+        for _ in 0..self.share {
+            // SAFETY: passed on.
+            unsafe { S::prefetch(self.at) };
+            self.at = self.at.wrapping_add(LINE);
+            self.left -= 1;
+            if self.left == 0 {
+                (self.at, self.left) = (self.at.wrapping_add(self.gap), self.lines);
+            }
+        }
+    }
+}
