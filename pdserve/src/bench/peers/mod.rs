@@ -67,15 +67,19 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let prepared = engine::prepare(&args.engine)?;
     let (conditions, mut notes) = (prepared.conditions.clone(), engine::does_not_fit(&prepared.skipped));
     let (steps, cases) = prepared.steps(&args.engine)?;
-    let mut sides =
-        vec![Side::new("pdserve".to_owned(), Class::of(args.engine.quantization), Runs::Here(Box::new(steps)))];
+    let (class, here) = (Class::of(args.engine.quantization), Runs::Here(Box::new(steps)));
+    let mut sides = vec![Side::new("pdserve".to_owned(), class, here, cases.len())];
     for (program, peer) in peers {
         sides.push(start(&args, program, peer, &cases)?);
     }
     for round in 0..args.engine.rounds {
         eprintln!("round {} of {}", round + 1, args.engine.rounds);
-        sides.iter_mut().try_for_each(|side| side.round(&cases, &mut notes))?;
+        take_turns(&mut sides, &cases, &mut notes)?;
+        // Whatever grows or wears off within a round is not always to the same side's account.
+        sides.rotate_left(1);
     }
+    let turned = args.engine.rounds as usize % sides.len();
+    sides.rotate_right(turned);
     let tables = [speeds(&cases, &sides), ratios(&cases, &sides)];
     report::print(&conditions, &tables, &notes);
     if let Some(path) = &args.engine.json {
@@ -98,29 +102,35 @@ fn start(args: &Args, program: Program, peer: &Peer, cases: &[Case]) -> anyhow::
         batch_tokens_max: most(|case| case.work.rows * (case.work.before + case.work.new)),
     };
     let driver = Driver::start(&args.python, program, &setting)?;
-    Ok(Side::new(name, peer.class, Runs::There(driver)))
+    Ok(Side::new(name, peer.class, Runs::There(driver), cases.len()))
+}
+
+/// A round: every side takes its turn with a case before the next case, so that what is compared lies close together in time.
+fn take_turns(sides: &mut [Side], cases: &[Case], notes: &mut Vec<String>) -> anyhow::Result<()> {
+    for (index, case) in cases.iter().enumerate() {
+        sides.iter_mut().try_for_each(|side| side.turn(index, case, notes))?;
+    }
+    Ok(())
 }
 
 impl Side {
-    fn new(name: String, class: Class, runs: Runs) -> Self {
-        Self { name, class, runs, seconds: Vec::new() }
+    fn new(name: String, class: Class, runs: Runs, cases: usize) -> Self {
+        Self { name, class, runs, seconds: vec![Vec::new(); cases] }
     }
 
-    /// Takes its turn: every case once.
-    fn round(&mut self, cases: &[Case], notes: &mut Vec<String>) -> anyhow::Result<()> {
-        self.seconds.resize_with(cases.len(), Vec::new);
-        for (case, seconds) in cases.iter().zip(&mut self.seconds) {
-            seconds.push(match &mut self.runs {
-                Runs::Here(steps) => Some(steps.seconds_per_step(case.work)?),
-                Runs::There(driver) => match driver.seconds_per_step(case.work)? {
-                    Ok(seconds) => Some(seconds),
-                    Err(reason) => {
-                        notes.push(format!("{}, {}: {reason}", self.name, case.name));
-                        None
-                    }
-                },
-            });
-        }
+    /// Takes its turn.
+    fn turn(&mut self, index: usize, case: &Case, notes: &mut Vec<String>) -> anyhow::Result<()> {
+        let seconds = match &mut self.runs {
+            Runs::Here(steps) => Some(steps.seconds_per_step(case.work)?),
+            Runs::There(driver) => match driver.seconds_per_step(case.work)? {
+                Ok(seconds) => Some(seconds),
+                Err(reason) => {
+                    notes.push(format!("{}, {}: {reason}", self.name, case.name));
+                    None
+                }
+            },
+        };
+        self.seconds[index].push(seconds);
         Ok(())
     }
 
