@@ -122,13 +122,15 @@ impl Pool {
 }
 
 impl Pool {
-    /// Cuts `data` into rows of `width` and hands each thread a run of neighbouring rows: `task(first row, rows)`. Few rows stay on
-    /// the caller's thread. A last incomplete row counts as one.
+    /// Cuts `data` into runs of neighbouring rows of `width`, for each of which `task(first row, rows)` is called, on any thread. Few rows
+    /// stay on the caller's. A last incomplete row counts as one.
     pub fn run_rows(&self, data: &mut [f32], width: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
-        /// Below this many floats, waking a thread costs more than it helps.
-        const WORTH_SHARING: usize = 16 * 1024;
+        /// With fewer floats than this, handing a task to another thread costs more than it helps.
+        const WORTH_SHARING: usize = 8 * 1024;
+        /// Tasks of each thread at most: enough for one to make up for a slower one.
+        const TASKS: usize = 4;
         let rows = data.len().div_ceil(width.max(1));
-        let share = if data.len() < WORTH_SHARING { rows } else { rows.div_ceil(self.threads()) };
+        let share = rows.div_ceil((data.len() / WORTH_SHARING).clamp(1, self.threads() * TASKS));
         if share == 0 {
             return;
         }

@@ -35,6 +35,9 @@ const AHEAD_BYTES: usize = 2048;
 /// Floats from one waiting sum of segments to the next.
 const PLACE: usize = ROWS * PANELS * LANES;
 
+/// Tasks of each thread with many rows.
+const TASKS: usize = 4;
+
 /// `out = x * w^T (+ bias)`: `out` is `[rows of x][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn quantized_matmul(
     isa: Isa,
@@ -49,8 +52,9 @@ pub fn quantized_matmul(
     assert_eq!(out.len(), x.rows * w.rows(), "output of another product");
     assert!(bias.is_none_or(|bias| bias.len() == w.rows()), "bias of another product");
     let panels = w.panels();
-    // Few tasks, so that each reads one long run of memory.
-    let share = panels.div_ceil(pool.threads()).next_multiple_of(PANELS);
+    // Few tasks, so that each reads one long run of memory; with many rows, enough for a thread to make up for a slower one.
+    let tasks = pool.threads() * if x.rows < ROWS { 1 } else { TASKS };
+    let share = panels.div_ceil(tasks).next_multiple_of(PANELS);
     let out = SharedMut::new(out);
     pool.run(panels.div_ceil(share), |task| {
         let panels = task * share..((task + 1) * share).min(panels);
@@ -58,7 +62,7 @@ pub fn quantized_matmul(
     });
 }
 
-/// All rows times some panels; one thread's task.
+/// All rows times some panels; a task.
 struct Panels<'a> {
     x: &'a QuantizedRows,
     w: &'a QuantizedMatrix,
