@@ -30,8 +30,8 @@ const FOREIGN_VARIABLES: [(&str, &str); 4] = [
     ("TOOL_CALLS", "a token of Mistral's models"),
 ];
 
-/// Variables that are no flags: `telemetry` reads the first two; a secret on a command line could be read by anyone.
-const LOG_VARIABLES: [&str; 3] = ["PDSERVE_LOG", "PDSERVE_LOG_FORMAT", scheduler::SECRET_VARIABLE];
+/// Variables that are no flags: `telemetry` reads the first two, `kernels` the third; a secret on a command line could be read by anyone.
+const LIBRARY_VARIABLES: [&str; 4] = ["PDSERVE_LOG", "PDSERVE_LOG_FORMAT", "PDSERVE_ISA", scheduler::SECRET_VARIABLE];
 
 /// What a command line may begin with. `start_servers.sh` passes its flags to any of the three roles.
 fn programs(name: &str) -> Vec<Command> {
@@ -101,7 +101,7 @@ fn only_known_flags_and_variables_are_named() {
     let mut flags: BTreeSet<String> = arguments().flat_map(long_names).map(|name| format!("--{name}")).collect();
     flags.extend(FOREIGN_FLAGS.iter().flat_map(|(_, flags)| flags.iter().map(|flag| (*flag).to_owned())));
     let mut variables: BTreeSet<&str> = arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
-    variables.extend(LOG_VARIABLES.iter().chain(FOREIGN_VARIABLES.iter().map(|(name, _)| name)));
+    variables.extend(LIBRARY_VARIABLES.iter().chain(FOREIGN_VARIABLES.iter().map(|(name, _)| name)));
     let mut unknown = Vec::new();
     for (file, text) in texts("deploy").into_iter().chain(texts("docs")) {
         let of_file = words(&text, is_flag).filter(|flag| !flags.contains(*flag));
