@@ -2,7 +2,8 @@
 //!
 //! A backend is one rank: it holds that rank's shard of every matrix, its KV heads, and the step's running values, which a model only
 //! names: the residual stream `h` and its RMS norm `n`, `[token][hidden]`; the heads `q`, `k`, `v` and the attention's result `a`,
-//! `[token][head][head_dim]`. What changes `h` also makes the `n` that comes next, while it has the row at hand. A model is a fixed sequence of these calls, so a device can record it once and replay it.
+//! `[token][head][head_dim]`. What changes `h` also makes the `n` that comes next, while it has the row at hand. A model is a fixed
+//! sequence of these calls, so a device can record it once and replay it.
 
 use crate::Error;
 use crate::plan::{KvRow, StepPlan};

@@ -17,7 +17,7 @@ use super::tile::{OUTPUTS, Tile, columns_max};
 use super::{Columns, WAITING};
 use crate::simd::Simd;
 
-/// Bytes of weights that a group of rows passes over before the next.
+/// Bytes of weights of a block: every tile of rows passes over them before the next block.
 const BLOCK: usize = 384 << 10;
 
 /// Tiles of columns in a block, at most.

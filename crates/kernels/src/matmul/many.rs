@@ -48,7 +48,6 @@ pub(super) struct Scratch {
 }
 
 /// Neighbouring columns' weights of a part of `k`.
-#[derive(Clone, Copy)]
 struct Weights {
     /// Of the first column.
     start: *const u8,
