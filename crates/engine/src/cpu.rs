@@ -13,7 +13,7 @@ use crate::plan::{KvRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
-use linear::{CpuMatrix, Product, Rows, bits, products};
+use linear::{CpuMatrix, GatedRows, Product, Rows, bits, gated_products, products};
 pub(crate) use packs::{PackPlace, PackedSoFar, Packs};
 
 pub(crate) struct Cpu {
@@ -51,6 +51,8 @@ struct Values {
     logits: Vec<f32>,
     /// The input of products.
     rows: Rows,
+    /// The input of the product that ends an MLP.
+    activated: Rows,
 }
 
 /// What a rank is made of.
@@ -193,10 +195,10 @@ impl Backend for Cpu {
     }
 
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>, norm: &Vec<f32>) {
-        let Values { n, gate, up, delta, rows, .. } = &mut self.values;
-        products(self.isa, &self.pool, rows, n, [product(&mlp.gate, gate), product(&mlp.up, up)]);
-        kernels::silu_mul(self.isa, &self.pool, gate, up);
-        products(self.isa, &self.pool, rows, gate, [partial_product(&mlp.down, delta)]);
+        let Values { n, gate, up, delta, rows, activated, .. } = &mut self.values;
+        let gated = [product(&mlp.gate, gate), product(&mlp.up, up)];
+        let (rows, down) = (GatedRows { rows, activated }, partial_product(&mlp.down, delta));
+        gated_products(self.isa, &self.pool, rows, n, gated, down);
         self.add_delta(mlp.down.bias.as_ref(), norm);
     }
 

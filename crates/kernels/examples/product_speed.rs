@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use kernels::{Element, Inputs, Isa, Pool, Segments, WeightView, limits, matmul};
 
-/// Outputs, inputs and how many copies of the matrix: so many that no cache holds them.
-const SHAPES: [(usize, usize, usize); 3] = [(4864, 896, 8), (896, 4864, 8), (896, 896, 40)];
+/// Outputs and inputs.
+const SHAPES: [(usize, usize); 3] = [(4864, 896), (896, 4864), (896, 896)];
+
+/// Bytes of copies of a matrix, which take turns: more than caches hold, so that weights come from memory as a model's do.
+const COPIES: usize = 512 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -14,9 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rows = arguments.next().unwrap_or("1,4,8,16,32,64,128,512".into());
     let (isa, pool) = (Isa::from_env()?, Pool::new("speed", threads)?);
     let limit = limits::Arithmetic::of(isa, Some(Element::Bf16));
-    for (n, k, copies) in SHAPES {
+    for (n, k) in SHAPES {
         let bytes: Vec<u8> = (0..n * k).flat_map(|i| [(i * 7919 % 251) as u8, 60]).collect();
-        let copies = vec![bytes; copies];
+        let copies = vec![bytes; COPIES / (2 * n * k)];
         // Sums of one row in eight segments, as in a product whose inputs are divided among ranks.
         let segments = if n < k { Segments::of_rank(k, 0, 1) } else { Segments::whole(k) };
         for rows in rows.split(',') {

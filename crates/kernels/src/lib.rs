@@ -37,7 +37,7 @@ pub use attention::{AttentionShape, attention};
 pub use checksum::Checksum;
 pub use counting::CountingAllocator;
 pub use mapped::MappedFile;
-pub use matmul::{Element, Inputs, SEGMENTS, Segments, WeightView, matmul, tree_sum};
+pub use matmul::{Element, Inputs, Projection, SEGMENTS, Segments, WeightView, gated_matmul, matmul, tree_sum};
 pub use memory::{ForeignMemory, KvMemory};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm};
 pub use pointwise::{argmax, log_sum_exp, silu_mul, softmax_weights};

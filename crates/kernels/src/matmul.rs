@@ -10,6 +10,7 @@
 //! task      ─► a run of columns (rows of `w`), of many rows some tiles
 //! few rows  ─► blocks (block.rs) of tiles (tile.rs): a vector holds neighbouring values of `k` of one row
 //! many rows ─► panels of widened weights (many.rs): a vector holds one value of `k` of neighbouring rows
+//!            ─► gate and up of an MLP at once, into the Inputs of what follows (gated.rs)
 //! ```
 //!
 //! Where there are tile registers, products with bf16 weights go by them instead (tiled.rs).
@@ -20,6 +21,7 @@
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
 mod block;
+mod gated;
 mod inputs;
 mod load;
 mod many;
@@ -31,6 +33,7 @@ mod weight;
 use std::cell::RefCell;
 use std::ops::Range;
 
+pub use gated::{Projection, gated_matmul};
 pub use inputs::Inputs;
 use inputs::Tiles;
 pub(crate) use load::{Bf16, F32, widen};
@@ -59,7 +62,7 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     }
     let tiles = Tiles::of(isa, x.rows());
     let (groups, share) = if tiles.many() {
-        (tiles.count.div_ceil(many::tiles_max(isa, x.parts())), many::share(w.rows, pool.threads()))
+        (many::groups(isa, x, tiles), many::share(w.rows, pool.threads(), 1))
     } else {
         // Few tasks, so that each reads one long run of memory.
         (1, w.rows.div_ceil(pool.threads()))
@@ -68,8 +71,8 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     pool.run(groups * shares, |task| {
         let down = tiles.group(task / shares, groups);
         let start = task % shares * share;
-        let columns = Columns { x, w, bias, tiles, down, columns: start..(start + share).min(w.rows), out: &out };
-        SCRATCH.with_borrow_mut(|scratch| isa.run(Product { columns, scratch }));
+        let columns = Columns { x, w: *w, bias, tiles, down, columns: start..(start + share).min(w.rows) };
+        SCRATCH.with_borrow_mut(|scratch| isa.run(Product { columns, out: &out, scratch }));
     });
 }
 
@@ -81,14 +84,12 @@ pub(crate) fn by_tiles(isa: Isa, element: Element) -> bool {
 /// Some tiles of rows of `x` times some columns (rows of `w`); a task.
 struct Columns<'a> {
     x: &'a Inputs,
-    w: &'a WeightView<'a>,
+    w: WeightView<'a>,
     bias: Option<&'a [f32]>,
     tiles: Tiles,
     /// All tiles, if there are few rows.
     down: Range<usize>,
     columns: Range<usize>,
-    /// `[m][w.rows]`; this task writes its rows and columns and nothing else.
-    out: &'a SharedMut<'a, f32>,
 }
 
 /// What a thread works with.
@@ -105,6 +106,8 @@ thread_local! {
 /// A task and what its thread works with.
 struct Product<'a> {
     columns: Columns<'a>,
+    /// `[m][w.rows]`; this task writes its rows and columns and nothing else.
+    out: &'a SharedMut<'a, f32>,
     scratch: &'a mut Scratch,
 }
 
@@ -129,13 +132,13 @@ impl Product<'_> {
     /// As [`Kernel::run`], and weights are of type `E`.
     #[inline(always)]
     unsafe fn of<S: Simd, E: Load>(self) {
-        let Self { columns, scratch } = self;
+        let Self { columns, out, scratch } = self;
         // SAFETY: passed on.
         unsafe {
             if columns.tiles.many() {
-                columns.many::<S, E>(&mut scratch.many);
+                columns.many::<S, E>(&mut scratch.many, out);
             } else {
-                columns.blocks::<S, E>(&mut scratch.few);
+                columns.blocks::<S, E>(&mut scratch.few, out);
             }
         }
     }

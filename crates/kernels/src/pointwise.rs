@@ -66,10 +66,11 @@ impl Kernel for SoftmaxWeights<'_> {
     }
 }
 
-struct SiluMul<'a> {
-    gate: &'a mut [f32],
+/// See [`silu_mul`].
+pub(crate) struct SiluMul<'a> {
+    pub(crate) gate: &'a mut [f32],
     /// As long as `gate`.
-    up: &'a [f32],
+    pub(crate) up: &'a [f32],
 }
 
 impl Kernel for SiluMul<'_> {

@@ -1,6 +1,8 @@
 //! Matrices of the CPU backend, mapped or packed, and products with them.
 
-use kernels::{Bits, Element, Groups, Inputs, Isa, Pool, QuantizedMatrix, QuantizedRows, Segments, WeightView};
+use kernels::{
+    Bits, Element, Groups, Inputs, Isa, Pool, Projection, QuantizedMatrix, QuantizedRows, Segments, WeightView,
+};
 
 use super::packs::Packs;
 use crate::backend::Part;
@@ -76,6 +78,15 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut Vec<f32>,
 }
 
+impl Product<'_> {
+    fn projection(&self) -> Option<Projection<'_>> {
+        match self.matrix {
+            CpuMatrix::Mapped { matrix, .. } => Some(Projection { weights: matrix.view(), bias: self.bias }),
+            CpuMatrix::Packed(_) => None,
+        }
+    }
+}
+
 /// The input of products, laid out for their weights. Kept from step to step, so that a warm step allocates nothing.
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -83,27 +94,88 @@ pub(crate) struct Rows {
     packed: QuantizedRows,
 }
 
+impl Rows {
+    /// Takes `x` for products with matrices that are stored and cut like this one.
+    fn fill(&mut self, isa: Isa, pool: &Pool, matrix: &CpuMatrix, x: &[f32]) {
+        match matrix {
+            CpuMatrix::Mapped { matrix, segments } => {
+                self.mapped.fill(isa, pool, matrix.view().element(), segments, x);
+            }
+            CpuMatrix::Packed(packed) => self.packed.fill(isa, pool, packed.groups(), x),
+        }
+    }
+
+    /// A product of what was taken, `[count][matrix.cols]`.
+    fn product(&self, isa: Isa, pool: &Pool, count: usize, Product { matrix, bias, out }: Product<'_>) {
+        out.resize(count * matrix.rows(), 0.0);
+        match matrix {
+            CpuMatrix::Mapped { matrix, .. } => kernels::matmul(isa, pool, &self.mapped, &matrix.view(), bias, out),
+            CpuMatrix::Packed(packed) => kernels::quantized_matmul(isa, pool, &self.packed, packed, bias, out),
+        }
+    }
+
+    /// Fills `to` for `next` with the gated products of what was taken, if that can be done at once.
+    fn gated(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        gate: &Product<'_>,
+        up: &Product<'_>,
+        next: &CpuMatrix,
+        to: &mut Rows,
+    ) -> bool {
+        match (gate.projection(), up.projection(), next) {
+            (Some(gate), Some(up), CpuMatrix::Mapped { matrix, segments }) => {
+                let next = (matrix.view().element(), segments);
+                kernels::gated_matmul(isa, pool, &self.mapped, [gate, up], next, &mut to.mapped)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Computes products of one input, whose matrices are all mapped or all packed and cut alike. `rows` is made ready once for all.
 pub(crate) fn products<const N: usize>(isa: Isa, pool: &Pool, rows: &mut Rows, x: &[f32], products: [Product<'_>; N]) {
     let mut laid_out = None;
-    for Product { matrix, bias, out } in products {
-        out.resize(x.len() / matrix.cols() * matrix.rows(), 0.0);
-        let element = matrix.element();
-        let again = laid_out.replace(element) != Some(element);
-        match matrix {
-            CpuMatrix::Mapped { matrix, segments } => {
-                let view = matrix.view();
-                if again {
-                    rows.mapped.fill(isa, pool, view.element(), segments, x);
-                }
-                kernels::matmul(isa, pool, &rows.mapped, &view, bias, out);
-            }
-            CpuMatrix::Packed(packed) => {
-                if again {
-                    rows.packed.fill(isa, pool, packed.groups(), x);
-                }
-                kernels::quantized_matmul(isa, pool, &rows.packed, packed, bias, out);
-            }
+    for product in products {
+        let element = product.matrix.element();
+        if laid_out.replace(element) != Some(element) {
+            rows.fill(isa, pool, product.matrix, x);
         }
+        rows.product(isa, pool, x.len() / product.matrix.cols(), product);
     }
+}
+
+/// What a gated product works with.
+pub(crate) struct GatedRows<'a> {
+    /// The input.
+    pub(crate) rows: &'a mut Rows,
+    /// The input of the last product.
+    pub(crate) activated: &'a mut Rows,
+}
+
+/// Computes `down.out = (silu(x * gate^T) * (x * up^T)) * down^T`; `gate.out` and `up.out` are used if they are needed.
+pub(crate) fn gated_products(
+    isa: Isa,
+    pool: &Pool,
+    GatedRows { rows, activated }: GatedRows<'_>,
+    x: &[f32],
+    [gate, up]: [Product<'_>; 2],
+    down: Product<'_>,
+) {
+    let count = x.len() / gate.matrix.cols();
+    rows.fill(isa, pool, gate.matrix, x);
+    if !rows.gated(isa, pool, &gate, &up, down.matrix, activated) {
+        let alike = gate.matrix.element() == up.matrix.element();
+        let Product { matrix, bias, out } = gate;
+        rows.product(isa, pool, count, Product { matrix, bias, out: &mut *out });
+        if !alike {
+            rows.fill(isa, pool, up.matrix, x);
+        }
+        let Product { matrix, bias, out: ups } = up;
+        rows.product(isa, pool, count, Product { matrix, bias, out: &mut *ups });
+        kernels::silu_mul(isa, pool, out, ups);
+        activated.fill(isa, pool, down.matrix, out);
+    }
+    activated.product(isa, pool, count, down);
 }

@@ -15,6 +15,7 @@ use super::inputs::Part;
 use super::load::Load;
 use super::tile::{OUTPUTS, Tile, columns_max};
 use super::{Columns, WAITING};
+use crate::pool::SharedMut;
 use crate::simd::Simd;
 
 /// Bytes of weights of a block: every tile of rows passes over them before the next block.
@@ -40,7 +41,7 @@ impl Columns<'_> {
     /// # Safety
     /// As [`crate::simd::Kernel::run`].
     #[inline(always)]
-    pub(super) unsafe fn blocks<S: Simd, E: Load>(&self, scratch: &mut Scratch) {
+    pub(super) unsafe fn blocks<S: Simd, E: Load>(&self, scratch: &mut Scratch, out: &SharedMut<'_, f32>) {
         // The narrowest of all tiles, so that there is room for the sums whichever it is.
         let width = columns_max(S::LANES, self.tiles.largest());
         let bytes = (self.w.stride * E::SIZE * width).max(1);
@@ -50,7 +51,7 @@ impl Columns<'_> {
         for start in self.columns.clone().step_by(across * width) {
             let columns = start..(start + across * width).min(self.columns.end);
             // SAFETY: rows and columns exist, and `across` leaves none over.
-            unsafe { self.block::<S, E>(&Block { columns, across }, scratch) };
+            unsafe { self.block::<S, E>(&Block { columns, across }, scratch, out) };
         }
     }
 
@@ -59,14 +60,14 @@ impl Columns<'_> {
     /// # Safety
     /// Its rows and columns exist. The CPU has `S`.
     #[inline(always)]
-    unsafe fn block<S: Simd, E: Load>(&self, block: &Block, scratch: &mut Scratch) {
+    unsafe fn block<S: Simd, E: Load>(&self, block: &Block, scratch: &mut Scratch, out: &SharedMut<'_, f32>) {
         let Scratch(sums) = scratch;
         for part in self.x.parts() {
             // SAFETY: the part's weights exist.
             unsafe { self.part::<S, E>(block, part, sums) };
         }
         for (tile, sums) in self.down.clone().zip(sums.chunks(block.across)) {
-            self.finish::<S>(&self.tiles.rows(tile), &block.columns, sums);
+            self.finish::<S>(&self.tiles.rows(tile), &block.columns, sums, out);
         }
     }
 
@@ -97,10 +98,10 @@ impl Columns<'_> {
 
     /// Writes the outputs of a tile of rows.
     #[inline(always)]
-    fn finish<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: &[Sums]) {
+    fn finish<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: &[Sums], out: &SharedMut<'_, f32>) {
         for (index, row) in rows.clone().enumerate() {
             // SAFETY: the output row has `w.rows` columns, of which this task owns `columns`.
-            let out = unsafe { self.out.slice(row * self.w.rows + columns.start, columns.len()) };
+            let out = unsafe { out.slice(row * self.w.rows + columns.start, columns.len()) };
             match columns_max(S::LANES, rows.len()) {
                 2 => put::<2>(out, index, sums),
                 3 => put::<3>(out, index, sums),

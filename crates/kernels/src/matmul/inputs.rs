@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::by_tiles;
-use super::many::{Turn, VECTORS};
+use super::many::{Turn, Turned, VECTORS};
 use super::segments::{Segments, TreeStep};
 use super::tile::rows_max;
 use super::tiled::TiledInputs;
@@ -67,20 +67,13 @@ impl Inputs {
     pub fn fill(&mut self, isa: Isa, pool: &Pool, element: Element, segments: &Segments, x: &[f32]) {
         let width = segments.len();
         assert!(width > 0 && x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
-        self.rows = x.len() / width;
-        self.layout = None;
-        self.tiled.clear();
         if by_tiles(isa, element) {
+            self.rows = x.len() / width;
+            self.layout = None;
             return self.tiled.fill(isa, pool, segments, x);
         }
         let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
-        let padded = layout.padded();
-        self.layout = Some(layout);
-        self.parts.clear();
-        self.parts.extend(layout.parts());
-        let tiles = Tiles::of(isa, self.rows);
-        self.values.resize(tiles.of * tiles.unit * padded + MAX_LANES, 0.0);
-        self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
+        let (tiles, padded) = (self.make_room(layout, x.len() / width), layout.padded());
         let values = SharedMut::new(&mut self.values[self.start..]);
         let share = if x.len() < FEW { tiles.count } else { tiles.count.div_ceil(pool.threads()) }.max(1);
         pool.run(tiles.count.div_ceil(share), |task| {
@@ -96,6 +89,28 @@ impl Inputs {
                 }
             }
         });
+    }
+
+    /// Room for so many rows, laid out so; what is there is to be overwritten.
+    fn make_room(&mut self, layout: Layout, rows: usize) -> Tiles {
+        let tiles = Tiles::of(layout.isa, rows);
+        self.rows = rows;
+        self.layout = Some(layout);
+        self.parts.clear();
+        self.parts.extend(layout.parts());
+        self.tiled.clear();
+        let room = tiles.of * tiles.unit * layout.padded() + MAX_LANES;
+        // Never less again: inputs of another width would each time be filled with zeros first.
+        self.values.resize(room.max(self.values.len()), 0.0);
+        self.start = self.values.as_ptr().align_offset(LINE).min(MAX_LANES);
+        tiles
+    }
+
+    /// As [`Inputs::fill`], but the values of so many rows, which are many, come later.
+    pub(super) fn turned(&mut self, isa: Isa, element: Element, segments: &Segments, rows: usize) -> Turned<'_> {
+        let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
+        self.make_room(layout, rows);
+        Turned { layout, parts: &self.parts, values: SharedMut::new(&mut self.values[self.start..]) }
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -169,7 +184,7 @@ impl Tiles {
 }
 
 impl Layout {
-    fn padded(&self) -> usize {
+    pub(super) fn padded(&self) -> usize {
         self.segments.ranges().map(|k| k.len().next_multiple_of(STEP)).sum()
     }
 

@@ -9,20 +9,23 @@
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
+mod gated;
 mod panel;
 mod tile;
 mod turn;
 
 use std::ops::Range;
 
-use super::inputs::Part;
+use super::inputs::{Inputs, Part, Tiles};
 use super::load::{HALVES, Load};
 use super::{Columns, WAITING};
+use crate::pool::SharedMut;
 use crate::simd::{Isa, MAX_LANES, Simd};
+pub(super) use gated::Gated;
 use panel::{Line, Panel};
 pub(super) use tile::VECTORS;
 use tile::{Tile, columns};
-pub(super) use turn::Turn;
+pub(super) use turn::{Turn, Turned};
 
 /// Bytes of a chunk of a task's rows.
 const GROUP: usize = 1 << 20;
@@ -42,10 +45,15 @@ const LINE: usize = size_of::<Line>();
 /// What a thread works with, kept from product to product.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// `[waiting sum][tile of rows][column of the task][row]`
-    sums: Vec<Line>,
+    sums: TaskSums,
+    /// Of another product of the same rows.
+    others: TaskSums,
     panel: Panel,
 }
+
+/// `[waiting sum][tile of rows][column of the task][row]`; tiles have room for [`BLOCK`] columns.
+#[derive(Default)]
+struct TaskSums(Vec<Line>);
 
 /// Neighbouring columns' weights of a part of `k`.
 struct Weights {
@@ -57,16 +65,16 @@ struct Weights {
     k: usize,
 }
 
-/// Tiles of rows that a task takes at most.
-pub(super) fn tiles_max(isa: Isa, parts: &[Part]) -> usize {
-    let longest = parts.iter().map(|part| part.k.len()).max().unwrap_or(0);
+/// Into how many groups the tiles of rows are divided, one for a task.
+pub(super) fn groups(isa: Isa, x: &Inputs, tiles: Tiles) -> usize {
+    let longest = x.parts().iter().map(|part| part.k.len()).max().unwrap_or(0);
     let bytes = longest * size_of::<f32>() * VECTORS * isa.lanes();
-    (GROUP / bytes.max(1)).max(1)
+    tiles.count.div_ceil((GROUP / bytes.max(1)).max(1))
 }
 
-/// Columns that a task takes: so few that every thread has some tasks.
-pub(super) fn share(columns: usize, threads: usize) -> usize {
-    columns.div_ceil(threads * TASKS).next_multiple_of(MAX_LANES).min(BLOCK)
+/// Columns of each of `products` that a task takes: so few that every thread has some tasks.
+pub(super) fn share(columns: usize, threads: usize, products: usize) -> usize {
+    columns.div_ceil(threads * TASKS).next_multiple_of(MAX_LANES).min(BLOCK / products)
 }
 
 impl Columns<'_> {
@@ -74,12 +82,30 @@ impl Columns<'_> {
     /// As [`crate::simd::Kernel::run`]; the tiles are those of many rows, and there are no more of them and of columns than a task
     /// takes.
     #[inline(always)]
-    pub(super) unsafe fn many<S: Simd, E: Load>(&self, scratch: &mut Scratch) {
-        let first = self.tiles.rows(self.down.start).start;
-        let level = (self.tiles.rows(self.down.end - 1).end - first) * BLOCK;
-        let room = (WAITING * level / MAX_LANES).max(scratch.sums.len());
-        scratch.sums.resize(room, Line::ZERO);
-        let sums = Sums { start: scratch.sums.as_mut_ptr().cast(), level };
+    pub(super) unsafe fn many<S: Simd, E: Load>(&self, scratch: &mut Scratch, out: &SharedMut<'_, f32>) {
+        // SAFETY: passed on.
+        let sums = unsafe { self.sums::<S, E>(&mut scratch.panel, &mut scratch.sums) };
+        for tile in self.down.clone() {
+            // SAFETY: sums of these rows and columns were written.
+            unsafe { self.write::<S>(&self.tiles.rows(tile), sums.add(self.place(tile)), out) };
+        }
+    }
+
+    /// Where sums of a tile of rows begin.
+    fn place(&self, tile: usize) -> usize {
+        (self.tiles.rows(tile).start - self.tiles.rows(self.down.start).start) * BLOCK
+    }
+
+    /// The sums of all outputs of the task: see [`TaskSums`].
+    ///
+    /// # Safety
+    /// As [`Columns::many`].
+    #[inline(always)]
+    unsafe fn sums<S: Simd, E: Load>(&self, panel: &mut Panel, sums: &mut TaskSums) -> *mut f32 {
+        let level = self.place(self.down.end - 1) + self.tiles.rows(self.down.end - 1).len() * BLOCK;
+        let room = (WAITING * level / MAX_LANES).max(sums.0.len());
+        sums.0.resize(room, Line::ZERO);
+        let sums = Sums { start: sums.0.as_mut_ptr().cast(), level };
         let parts = self.x.parts();
         for (part, next_part) in parts.iter().zip(parts.iter().skip(1).map(Some).chain([None])) {
             for column in self.columns.clone().step_by(columns(S::LANES)) {
@@ -91,16 +117,12 @@ impl Columns<'_> {
                 let ahead = Ahead::new(&next, E::SIZE, self.down.len() * S::LANES);
                 // SAFETY: rows and columns exist, and there is room for their sums.
                 unsafe {
-                    scratch.panel.fill::<S, E>(&weights);
-                    self.panel::<S>(part, column, scratch.panel.start(), &sums, ahead);
+                    panel.fill::<S, E>(&weights);
+                    self.panel::<S>(part, column, panel.start(), &sums, ahead);
                 }
             }
         }
-        for tile in self.down.clone() {
-            let rows = self.tiles.rows(tile);
-            // SAFETY: sums of these rows and columns were written.
-            unsafe { self.write::<S>(&rows, &self.columns, sums.start.add((rows.start - first) * BLOCK)) };
-        }
+        sums.start
     }
 
     /// A panel, whose first column is `column`, times all rows.
@@ -109,11 +131,10 @@ impl Columns<'_> {
     /// The rows, the panel and the room for sums of the task exist. The CPU has `S`.
     #[inline(always)]
     unsafe fn panel<S: Simd>(&self, part: &Part, column: usize, panel: *const f32, sums: &Sums, mut ahead: Ahead) {
-        let first = self.tiles.rows(self.down.start).start;
         let k = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
         for tile in self.down.clone() {
             let rows = self.tiles.rows(tile);
-            let at = (rows.start - first) * BLOCK + (column - self.columns.start) * rows.len();
+            let at = self.place(tile) + (column - self.columns.start) * rows.len();
             let tile = Tile { x: self.x.tile(&rows, part.at), panel, k };
             // SAFETY: passed on.
             unsafe {
@@ -138,23 +159,24 @@ impl Columns<'_> {
     /// Writes the outputs of a tile of rows from `sums`, `[column][row]`.
     ///
     /// # Safety
-    /// The sums, and as many columns exist. The CPU has `S`.
+    /// The sums exist, and no other task writes these rows and columns. The CPU has `S`.
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, rows: &Range<usize>, columns: &Range<usize>, sums: *const f32) {
+    unsafe fn write<S: Simd>(&self, rows: &Range<usize>, sums: *const f32, out: &SharedMut<'_, f32>) {
+        let columns = &self.columns;
         for row in (rows.start..rows.end.min(self.x.rows())).step_by(S::LANES) {
             for column in columns.clone().step_by(S::LANES) {
                 let width = S::LANES.min(columns.end - column);
                 // SAFETY: rows and columns exist; `out` has `width` places, and so has the bias.
                 unsafe {
-                    let mut values = [S::splat(0.0); MAX_LANES];
-                    for (index, values) in values.iter_mut().enumerate().take(width) {
-                        let column = column - columns.start + index;
-                        *values = S::load(sums.add(column * rows.len() + row - rows.start));
+                    let sums = sums.add((column - columns.start) * rows.len() + row - rows.start);
+                    let mut values = [S::load(sums); MAX_LANES];
+                    for (index, values) in values.iter_mut().enumerate() {
+                        *values = S::load(sums.add(index.min(width - 1) * rows.len()));
                     }
                     S::transpose(&mut values);
                     let bias = self.bias.map(|bias| S::load_upto(bias[column..].as_ptr(), width));
                     for (row, sums) in (row..self.x.rows()).zip(values.into_iter().take(S::LANES)) {
-                        let out = self.out.slice(row * self.w.rows + column, width);
+                        let out = out.slice(row * self.w.rows + column, width);
                         let sums = if let Some(bias) = bias { S::add(sums, bias) } else { sums };
                         S::store_upto(out.as_mut_ptr(), sums, width);
                     }

@@ -201,3 +201,43 @@ fn a_view_needs_the_right_number_of_bytes() {
     assert!(WeightView::new(&bytes, Element::Bf16, 2, 3).is_none());
     assert!(WeightView::new(&bytes, Element::F32, usize::MAX, 3).is_none());
 }
+
+/// Two products, their gate and what follows, one by one and at once: the same bits, and no less where it is refused.
+#[test]
+fn gated_products_have_the_bits_of_single_ones() {
+    let (hidden, pool) = (40, Pool::new("test", 2).unwrap());
+    let kinds = ELEMENTS.into_iter().flat_map(|element| ELEMENTS.map(|next| (element, next)));
+    for ((element, next), (m, width, ranks)) in kinds.flat_map(|kinds| {
+        [(48, 72, 1), (63, 1500, 2), (250, 1100, 8), (9, 72, 1), (65, 72, 1)].map(|shape| (kinds, shape))
+    }) {
+        let bytes =
+            [11, 12, 13].map(|seed| stored(if seed == 13 { next } else { element }, &values(seed, width * hidden)));
+        let weights = [&bytes[0], &bytes[1]].map(|bytes| WeightView::new(bytes, element, width, hidden).unwrap());
+        let down = WeightView::new(&bytes[2], next, hidden, width).unwrap();
+        let (x, biases) = (values(14, m * hidden), [values(15, width), values(16, width)]);
+        let segments = Segments::of_rank(width * ranks, 0, ranks);
+        for (isa, bias) in Isa::all().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+            let projections: [_; 2] =
+                std::array::from_fn(|i| Projection { weights: weights[i], bias: bias.then_some(&biases[i][..]) });
+            let mut inputs = Inputs::default();
+            inputs.fill(isa, &pool, element, &Segments::whole(hidden), &x);
+            // What was there before must not be seen.
+            let mut activated = Inputs::default();
+            activated.fill(isa, &pool, next, &segments, &vec![f32::NAN; (m + 16) * width]);
+            let at_once = gated_matmul(isa, &pool, &inputs, projections, (next, &segments), &mut activated);
+            let tiled = by_tiles(isa, element) || by_tiles(isa, next);
+            assert_eq!(at_once, Tiles::of(isa, m).many() && !tiled, "{isa} {m}");
+            if at_once {
+                let [mut gate, mut up] = [vec![f32::NAN; m * width], vec![f32::NAN; m * width]];
+                for (Projection { weights, bias }, out) in projections.iter().zip([&mut gate, &mut up]) {
+                    matmul(isa, &pool, &inputs, weights, *bias, out);
+                }
+                crate::silu_mul(isa, &pool, &mut gate, &up);
+                let mut out = vec![f32::NAN; m * hidden];
+                matmul(isa, &pool, &activated, &down, None, &mut out);
+                let expected = product(isa, 1, &gate, &down, &segments);
+                assert_eq!(bits(&out), bits(&expected), "{isa} {element:?} {next:?} {m} {width} {ranks} {bias}");
+            }
+        }
+    }
+}

@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "vector loads; contracts stand at each function")]
 
+use std::mem::MaybeUninit;
+
 use super::super::inputs::Part;
 use super::panel::STRIDE;
 use super::{Ahead, Sums};
@@ -66,19 +68,24 @@ impl Tile {
     unsafe fn chunk<S: Simd, const V: usize, const N: usize>(&self, ahead: &mut Ahead) -> [[S::V; V]; N] {
         // SAFETY: passed on.
         unsafe {
-            let mut waiting = [[[S::splat(0.0); V]; N]; LEVELS];
+            // Not zeros: the kilobytes of them that nobody reads would be written for each tile.
+            let mut waiting = [[[MaybeUninit::<S::V>::uninit(); V]; N]; LEVELS];
+            let mut total = [[S::splat(0.0); V]; N];
             for lane in 0..S::LANES {
                 ahead.ask::<S>();
                 let mut sums = self.lane::<S, V, N>(lane);
                 let (place, joins) = (lane.count_ones() as usize, lane.trailing_ones() as usize);
                 for waiting in waiting[place - joins..place].iter().rev() {
                     for (sum, waiting) in sums.as_flattened_mut().iter_mut().zip(waiting.as_flattened()) {
-                        *sum = S::add(*waiting, *sum);
+                        *sum = S::add(waiting.assume_init(), *sum);
                     }
                 }
-                waiting[place - joins] = sums;
+                for (waiting, sum) in waiting[place - joins].as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                    waiting.write(*sum);
+                }
+                total = sums;
             }
-            waiting[0]
+            total
         }
     }
 

@@ -4,9 +4,10 @@
 
 use std::ops::Range;
 
-use super::super::inputs::{Layout, STEP};
+use super::super::inputs::{Layout, Part, STEP};
 use super::super::load::HALVES;
 use super::tile::turn;
+use crate::pool::SharedMut;
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// Lays out the rows of a tile: `[chunk][lane, in its turn][vector of k][row]`; rows that are missing in a last vector are 0.
@@ -26,12 +27,11 @@ impl Kernel for Turn<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { x, layout, rows, to } = self;
         for part in layout.parts() {
-            let vectors = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
             let to = &mut to[part.at * rows..][..part.k.len().next_multiple_of(STEP) * rows];
-            let places = Places { interleaved: layout.interleaved, lanes: S::LANES, vectors, rows };
+            let places = Places::new::<S>(layout, &part, rows);
             for row in (0..rows).step_by(S::LANES) {
                 let x = &x[row * layout.segments.len()..];
-                for vector in 0..vectors {
+                for vector in 0..places.vectors {
                     let start = part.k.start + (vector * S::LANES).min(part.k.len());
                     let k = start..part.k.end.min(start + S::LANES);
                     // SAFETY: `to` has room for `vectors` of each lane and row.
@@ -73,6 +73,11 @@ struct Places {
 }
 
 impl Places {
+    fn new<S: Simd>(layout: &Layout, part: &Part, rows: usize) -> Self {
+        let vectors = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
+        Self { interleaved: layout.interleaved, lanes: S::LANES, vectors, rows }
+    }
+
     /// Of value `index` of a vector's worth of values of `k`.
     #[inline(always)]
     fn of(&self, vector: usize, index: usize) -> usize {
@@ -82,5 +87,43 @@ impl Places {
             false => (vector, index),
         };
         (turn(self.lanes, lane) * self.vectors + vector) * self.rows
+    }
+}
+
+/// Inputs of many rows that are written as they come to be, each in its turned place: see [`Turn`].
+pub(in super::super) struct Turned<'a> {
+    pub(in super::super) layout: Layout,
+    pub(in super::super) parts: &'a [Part],
+    /// `[tile of rows]`, each as long as its padded rows.
+    pub(in super::super) values: SharedMut<'a, f32>,
+}
+
+impl Turned<'_> {
+    /// Takes `values`, `[k][row]`, of a tile's `rows` and some `k`; whoever has a part's last ones pads it with 0.
+    ///
+    /// # Safety
+    /// The rows, those that are missing too, are a tile's, and as many values exist. Nobody else writes these. The CPU has `S`.
+    #[inline(always)]
+    pub(super) unsafe fn put<S: Simd>(&self, rows: &Range<usize>, k: &Range<usize>, values: *const f32) {
+        let width = rows.len();
+        for part in self.parts.iter().filter(|part| part.k.start < k.end && k.start < part.k.end) {
+            let places = Places::new::<S>(&self.layout, part, width);
+            let start = rows.start * self.layout.padded() + part.at * width;
+            let end = if part.k.end <= k.end { part.k.start + places.vectors * S::LANES } else { k.end };
+            for k_next in k.start.max(part.k.start)..end {
+                let at = k_next - part.k.start;
+                // SAFETY: the place of a value of each of the rows, which is nobody else's; before `k.end` there are values.
+                unsafe {
+                    let to = self.values.slice(start + places.of(at / S::LANES, at % S::LANES), width).as_mut_ptr();
+                    for row in (0..width).step_by(S::LANES) {
+                        let value = match k_next < part.k.end {
+                            true => S::load(values.add((k_next - k.start) * width + row)),
+                            false => S::splat(0.0),
+                        };
+                        S::store(to.add(row), value);
+                    }
+                }
+            }
+        }
     }
 }
