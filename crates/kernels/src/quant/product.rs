@@ -25,6 +25,9 @@ pub(super) const PANELS: usize = 2;
 /// reach, which a panel's columns of all rows would not.
 const ROWS: usize = 128;
 
+/// From so many rows on half bytes are taken apart once for all of them, where every tile of rows would do it again.
+const APART: usize = 32;
+
 /// Values along the inner dimension that all rows are multiplied by before the next ones: two panels of them take 32 KiB, so they
 /// stay in the first-level cache with the rows at hand. A multiple of every group.
 pub(super) const DEPTH: usize = 1024;
@@ -198,7 +201,8 @@ impl Panels<'_> {
             let mut part = Part { groups: part, units, w, scales, ahead, fresh: start == all.start, written };
             // SAFETY: groups of a part are neighbours, DEPTH values at most, and exist in the panels.
             unsafe {
-                if U::BYTES < Widened::BYTES && rows.len() >= SIDE && room.tiles.is_some() {
+                let least = if room.tiles.is_some() { SIDE } else { APART };
+                if U::BYTES < Widened::BYTES && rows.len() >= least {
                     part.w = unpack::<D, U, P>(&part.w, part.units.len(), &mut room.unpacked);
                     self.part::<D, Widened, T, P>(rows, &part, room, to);
                 } else {
