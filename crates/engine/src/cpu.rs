@@ -13,7 +13,7 @@ use crate::plan::{KvRow, StepPlan};
 use crate::ranks::AllReduce;
 use crate::weights::Matrix;
 use crate::{Error, Quantization};
-use linear::{CpuMatrix, GatedRows, Product, Rows, bits, gated_products, products};
+use linear::{CpuMatrix, Product, Rows, bits, gated_products, products};
 pub(crate) use packs::{PackPlace, PackedSoFar, Packs};
 
 pub(crate) struct Cpu {
@@ -197,8 +197,7 @@ impl Backend for Cpu {
     fn add_gated_mlp(&mut self, mlp: &GatedMlp<Self>, norm: &Vec<f32>) {
         let Values { n, gate, up, delta, rows, activated, .. } = &mut self.values;
         let gated = [product(&mlp.gate, gate), product(&mlp.up, up)];
-        let (rows, down) = (GatedRows { rows, activated }, partial_product(&mlp.down, delta));
-        gated_products(self.isa, &self.pool, rows, n, gated, down);
+        gated_products(self.isa, &self.pool, [rows, activated], n, gated, partial_product(&mlp.down, delta));
         self.add_delta(mlp.down.bias.as_ref(), norm);
     }
 

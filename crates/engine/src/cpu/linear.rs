@@ -146,19 +146,12 @@ pub(crate) fn products<const N: usize>(isa: Isa, pool: &Pool, rows: &mut Rows, x
     }
 }
 
-/// What a gated product works with.
-pub(crate) struct GatedRows<'a> {
-    /// The input.
-    pub(crate) rows: &'a mut Rows,
-    /// The input of the last product.
-    pub(crate) activated: &'a mut Rows,
-}
-
-/// Computes `down.out = (silu(x * gate^T) * (x * up^T)) * down^T`; `gate.out` and `up.out` are used if they are needed.
+/// Computes `down.out = (silu(x * gate^T) * (x * up^T)) * down^T`; `gate.out` and `up.out` are used if they are needed. `rows` is made
+/// ready for the first two products, `activated` for the last.
 pub(crate) fn gated_products(
     isa: Isa,
     pool: &Pool,
-    GatedRows { rows, activated }: GatedRows<'_>,
+    [rows, activated]: [&mut Rows; 2],
     x: &[f32],
     [gate, up]: [Product<'_>; 2],
     down: Product<'_>,

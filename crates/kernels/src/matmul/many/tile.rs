@@ -66,7 +66,7 @@ impl Tile {
     /// As [`Tile::add`].
     #[inline(always)]
     unsafe fn chunk<S: Simd, const V: usize, const N: usize>(&self, ahead: &mut Ahead) -> [[S::V; V]; N] {
-        // SAFETY: passed on.
+        // SAFETY: passed on; what a lane joins, lanes before it have written, as in any tree that is walked from the left.
         unsafe {
             // Not zeros: the kilobytes of them that nobody reads would be written for each tile.
             let mut waiting = [[[MaybeUninit::<S::V>::uninit(); V]; N]; LEVELS];

@@ -109,20 +109,17 @@ impl Turned<'_> {
         for part in self.parts.iter().filter(|part| part.k.start < k.end && k.start < part.k.end) {
             let places = Places::new::<S>(&self.layout, part, width);
             let start = rows.start * self.layout.padded() + part.at * width;
-            let end = if part.k.end <= k.end { part.k.start + places.vectors * S::LANES } else { k.end };
-            for k_next in k.start.max(part.k.start)..end {
-                let at = k_next - part.k.start;
-                // SAFETY: the place of a value of each of the rows, which is nobody else's; before `k.end` there are values.
-                unsafe {
-                    let to = self.values.slice(start + places.of(at / S::LANES, at % S::LANES), width).as_mut_ptr();
-                    for row in (0..width).step_by(S::LANES) {
-                        let value = match k_next < part.k.end {
-                            true => S::load(values.add((k_next - k.start) * width + row)),
-                            false => S::splat(0.0),
-                        };
-                        S::store(to.add(row), value);
-                    }
+            // SAFETY: the values of these rows at one place of the part, which are nobody else's.
+            let place = |at| unsafe { self.values.slice(start + places.of(at / S::LANES, at % S::LANES), width) };
+            for at in k.start.max(part.k.start)..k.end.min(part.k.end) {
+                let to = place(at - part.k.start).as_mut_ptr();
+                for row in (0..width).step_by(S::LANES) {
+                    // SAFETY: `width` values from either on, whole vectors.
+                    unsafe { S::store(to.add(row), S::load(values.add((at - k.start) * width + row))) };
                 }
+            }
+            if part.k.end <= k.end {
+                (part.k.len()..places.vectors * S::LANES).for_each(|at| place(at).fill(0.0));
             }
         }
     }
