@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut seconds = Vec::new();
         for _ in 0..ROUNDS {
             let start = Instant::now();
-            let packed = QuantizedMatrix::pack(isa, &pool, &view, Groups::new(bits, Segments::whole(COLS)))?;
+            let packed = QuantizedMatrix::pack(isa, &pool, &view, bits, Groups::new(Segments::whole(COLS)))?;
             seconds.push(start.elapsed().as_secs_f64() * 1e9 / (ROWS * COLS) as f64);
             std::hint::black_box(packed);
         }

@@ -145,7 +145,7 @@ impl DotKernel for DotChains {
     unsafe fn run<D: Dot, T: Tiles>(self) -> usize {
         // SAFETY: the caller vouches for `D` and `T`.
         unsafe {
-            match T::configure(&tiles::shapes(ROW_BYTES)) {
+            match T::configure(&tiles::shapes()) {
                 Some(tiles) => self.tiles(tiles),
                 None => self.vectors::<D>(),
             }
@@ -191,7 +191,7 @@ impl DotChains {
             }
             let mut out = [0.0; dot::PRODUCTS / 4];
             for chain in chains {
-                D::store(out.as_mut_ptr(), D::add_scaled(D::zero(), chain, D::zero(), 1.0));
+                D::store(out.as_mut_ptr(), D::converted(chain));
                 black_box(&out);
             }
         }
@@ -220,7 +220,7 @@ impl TileKernel for Bf16Chains {
         let (ones, mut sums) = ([ONE; SIDE * ROW_BYTES / 2], [[0.0f32; SIDE * SIDE]; 4]);
         // SAFETY: `ones` and each of `sums` are as large as a tile; tile numbers are those of the configuration.
         unsafe {
-            let mut tiles = T::configure(&tiles::shapes(ROW_BYTES)).expect("a level with tiles");
+            let mut tiles = T::configure(&tiles::shapes()).expect("a level with tiles");
             tiles.load::<X>(ones.as_ptr().cast(), ROW_BYTES);
             tiles.load::<W>(ones.as_ptr().cast(), ROW_BYTES);
             tiles.zero::<A>();

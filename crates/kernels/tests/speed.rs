@@ -34,7 +34,7 @@ impl Product {
         let weights: Vec<u8> = (0..N * K).flat_map(|i| ((value(i).to_bits() >> 16) as u16).to_le_bytes()).collect();
         let pack = |bits| {
             let view = WeightView::new(&weights, Element::Bf16, N, K).unwrap();
-            QuantizedMatrix::pack(Isa::PORTABLE, pool, &view, Groups::new(bits, Segments::whole(K))).unwrap()
+            QuantizedMatrix::pack(Isa::PORTABLE, pool, &view, bits, Groups::new(Segments::whole(K))).unwrap()
         };
         let packed = bits.map(pack);
         Self { weights, packed, x: (0..rows * K).map(value).collect() }

@@ -27,7 +27,7 @@ impl CpuMatrix {
     ) -> Result<Self, Error> {
         match bits {
             None => Ok(Self::Mapped { matrix, segments }),
-            Some(bits) => packs.pack(isa, pool, &matrix.view(), Groups::new(bits, segments)).map(Self::Packed),
+            Some(bits) => packs.pack(isa, pool, &matrix.view(), bits, Groups::new(segments)).map(Self::Packed),
         }
     }
 

@@ -15,7 +15,7 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kernels::{Groups, Isa, MappedFile, Pool, QuantizedMatrix, WeightView};
+use kernels::{Bits, Groups, Isa, MappedFile, Pool, QuantizedMatrix, WeightView};
 
 use crate::Error;
 
@@ -63,7 +63,7 @@ struct Record {
 impl PackPlace {
     /// The file below `dir` for what `facts` name: everything that the packed bytes depend on.
     pub(crate) fn new(dir: &Path, facts: &str) -> Self {
-        let key = *blake3::Hasher::new_derive_key("pdserve packed weights, version 1")
+        let key = *blake3::Hasher::new_derive_key("pdserve packed weights, version 2")
             .update(facts.as_bytes())
             .finalize()
             .as_bytes();
@@ -108,17 +108,18 @@ impl Packs {
         isa: Isa,
         pool: &Pool,
         w: &WeightView<'_>,
+        bits: Bits,
         groups: Groups,
     ) -> Result<QuantizedMatrix, Error> {
         let mapped = self.file.as_mut().and_then(|(file, records)| {
             let Record { start, bytes, error } = records.pop()?;
-            QuantizedMatrix::map(Arc::clone(file), start..start + bytes, w.rows(), groups.clone(), error)
+            QuantizedMatrix::map(Arc::clone(file), start..start + bytes, w.rows(), (bits, groups.clone()), error)
         });
         let matrix = match mapped {
             Some(matrix) => matrix,
             None => {
                 self.fresh = true;
-                QuantizedMatrix::pack(isa, pool, w, groups)?
+                QuantizedMatrix::pack(isa, pool, w, bits, groups)?
             }
         };
         self.so_far.add(&matrix);

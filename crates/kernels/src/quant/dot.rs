@@ -33,6 +33,11 @@ pub(crate) trait Dot: Copy {
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// The lower and the upper halves of 64 bytes.
     unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2];
+    /// The steps of sixteen columns, -15 to 15, for [`Dot::multiples`].
+    type Steps: Copy;
+    unsafe fn steps(from: *const i8) -> Self::Steps;
+    /// `(half - HALF_OFFSET) * step + OFFSET`
+    unsafe fn multiples(halves: Self::Bytes, steps: Self::Steps) -> Self::Bytes;
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes);
     unsafe fn ints(value: i32) -> Self::Ints;
     /// Sixteen values, each with `plus` added.
@@ -44,8 +49,14 @@ pub(crate) trait Dot: Copy {
     unsafe fn floats(from: *const f32) -> Self::Floats;
     /// Sixteen bf16 values.
     unsafe fn scales(from: *const u8) -> Self::Floats;
-    /// `sum + (ints * w) * x`, each operation rounded on its own. Sums of a group are below 2^24, so they convert exactly.
-    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats;
+    /// Sixteen signed bytes.
+    unsafe fn small(from: *const i8) -> Self::Floats;
+    /// Exact below 2^24, as sums of a group are.
+    unsafe fn converted(ints: Self::Ints) -> Self::Floats;
+    /// `sum + a * b` of whole numbers, exact below 2^24.
+    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `sum + (whole * w) * x`, each operation rounded on its own.
+    unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats;
     unsafe fn store(to: *mut f32, v: Self::Floats);
     /// Asks for the line of memory at `at`, which need not exist.
     unsafe fn prefetch(at: *const u8);

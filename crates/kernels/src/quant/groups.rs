@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Bits, UNIT};
+use super::{GROUP, UNIT};
 use crate::matmul::Segments;
 
 /// Groups of one product: each lies within one segment and is padded to a multiple of [`UNIT`] values.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Groups {
     segments: Segments,
-    bits: Bits,
     /// Where each group starts in the row as it is given, and the end.
     plain: Vec<usize>,
     /// Where each group starts in the padded row, and the end.
@@ -19,14 +18,14 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Groups for weights of `bits` within `segments`.
-    pub fn new(bits: Bits, segments: Segments) -> Self {
+    /// Groups within `segments`.
+    pub fn new(segments: Segments) -> Self {
         let (mut plain, mut padded, mut of_segment) = (vec![0], vec![0], vec![0]);
         let mut end = 0;
         for segment in segments.ranges() {
             let mut start = segment.start;
             while start < segment.end {
-                let len = bits.group().min(segment.end - start);
+                let len = GROUP.min(segment.end - start);
                 start += len;
                 end += len.next_multiple_of(UNIT);
                 plain.push(start);
@@ -34,11 +33,7 @@ impl Groups {
             }
             of_segment.push(plain.len() - 1);
         }
-        Self { segments, bits, plain, padded, of_segment }
-    }
-
-    pub(super) fn bits(&self) -> Bits {
-        self.bits
+        Self { segments, plain, padded, of_segment }
     }
 
     pub(super) fn segments(&self) -> &Segments {

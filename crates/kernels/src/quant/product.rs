@@ -9,13 +9,12 @@ use std::ops::Range;
 
 use super::dot::{self, Dot, DotKernel};
 use super::tiles;
-use super::unit::{Ahead, EightBits, FourBits, Unit, Unpacked, Widened, dot_unit, unpack};
-use super::{Bits, LANES, QuantizedMatrix, QuantizedRows, UNIT};
+use super::unit::{Ahead, EightBits, FourBits, Unit, Unpacked, dot_unit, unpack};
+use super::{Bits, GROUP, LANES, QuantizedMatrix, QuantizedRows, UNIT};
 use crate::matmul::WAITING;
 use crate::pool::SharedMut;
 use crate::tiles::{SIDE, Tiles};
 use crate::{Isa, Pool};
-use tiled::tile_depth;
 
 /// Most rows and panels worked on together: their sums fill half of the registers.
 const TILE_ROWS: usize = 8;
@@ -25,11 +24,11 @@ pub(super) const PANELS: usize = 2;
 /// reach, which a panel's columns of all rows would not.
 const ROWS: usize = 128;
 
-/// From so many rows on half bytes are taken apart once for all of them, where every tile of rows would do it again.
+/// From so many rows on bytes are made of half bytes once for all of them, where every tile of rows would do it again.
 const APART: usize = 32;
 
 /// Values along the inner dimension that all rows are multiplied by before the next ones: two panels of them take 32 KiB, so they
-/// stay in the first-level cache with the rows at hand. A multiple of every group.
+/// stay in the first-level cache with the rows at hand. Whole groups.
 pub(super) const DEPTH: usize = 1024;
 
 /// How far ahead of the weights memory is asked for where few rows use them at once.
@@ -82,7 +81,7 @@ impl DotKernel for Panels<'_> {
     unsafe fn run<D: Dot, T: Tiles>(self) {
         // SAFETY: `quantized_matmul` has checked the shapes; tiles exist where `T` does.
         unsafe {
-            match self.w.groups().bits() {
+            match self.w.bits() {
                 Bits::Eight => self.all::<D, EightBits, T>(),
                 Bits::Four => self.all::<D, FourBits, T>(),
             }
@@ -107,6 +106,8 @@ struct Part<const P: usize> {
     units: Range<usize>,
     /// The first group's values in each panel.
     w: [*const u8; P],
+    /// The first group's steps in each panel, if it has any.
+    steps: [*const i8; P],
     /// Where each panel's scales start.
     scales: [*const u8; P],
     ahead: Ahead<P>,
@@ -122,7 +123,7 @@ impl Panels<'_> {
     #[inline(always)]
     unsafe fn all<D: Dot, U: Unit, T: Tiles>(&self) {
         // SAFETY: tiles exist where `T` does.
-        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(&tiles::shapes(tile_depth::<U>())) } };
+        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(&tiles::shapes()) } };
         let room = &mut Room { unpacked: Unpacked::new(), tiles };
         let mut sums = Sums::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
@@ -190,21 +191,22 @@ impl Panels<'_> {
             // SAFETY: room for these rows.
             unsafe { to.write_bytes(0, rows.len() * P * LANES) };
         }
-        let share = DEPTH / groups.bits().group();
+        let share = DEPTH / GROUP;
         for start in all.clone().step_by(share) {
             let part = start..(start + share).min(all.end);
             let units = groups.padded(start).start / UNIT..groups.padded(part.end - 1).end / UNIT;
             let w = std::array::from_fn(|p| self.w.panel(panel + p).as_ptr().wrapping_add(units.start * U::BYTES));
             let ahead = self.ahead::<U, P>(panel, &w, &units, rows.len() / TILE_ROWS);
             let scales = std::array::from_fn(|p| self.w.scales(panel + p).as_ptr());
+            let steps = std::array::from_fn(|p| self.w.steps(panel + p, start).as_ptr().cast::<i8>());
             let written = (part.end == groups.len()).then_some(panel);
-            let mut part = Part { groups: part, units, w, scales, ahead, fresh: start == all.start, written };
+            let mut part = Part { groups: part, units, w, steps, scales, ahead, fresh: start == all.start, written };
             // SAFETY: groups of a part are neighbours, DEPTH values at most, and exist in the panels.
             unsafe {
                 let least = if room.tiles.is_some() { SIDE } else { APART };
-                if U::BYTES < Widened::BYTES && rows.len() >= least {
-                    part.w = unpack::<D, U, P>(&part.w, part.units.len(), &mut room.unpacked);
-                    self.part::<D, Widened, T, P>(rows, &part, room, to);
+                if U::BYTES < EightBits::BYTES && rows.len() >= least {
+                    part.w = unpack::<D, P>(&part.w, &steps, part.units.len(), &mut room.unpacked);
+                    self.part::<D, EightBits, T, P>(rows, &part, room, to);
                 } else {
                     self.part::<D, U, T, P>(rows, &part, room, to);
                 }
@@ -246,11 +248,11 @@ impl Panels<'_> {
         let mut row = rows.start;
         if let Some(tiles) = &mut room.tiles
             && P == PANELS
-            && U::BYTES == Widened::BYTES
+            && U::BYTES == EightBits::BYTES
         {
             while rows.end - row >= SIDE {
                 // SAFETY: so many rows are left, and panels are stored as tiles take them.
-                unsafe { self.tiled::<D, U, T, P>(row, part, tiles, to.add((row - rows.start) * P * LANES)) };
+                unsafe { self.tiled::<D, T, P>(row, part, tiles, to.add((row - rows.start) * P * LANES)) };
                 row += SIDE;
             }
         }
@@ -283,7 +285,9 @@ impl Panels<'_> {
         let ahead = part.ahead.after(row % ROWS / TILE_ROWS * units);
         let x = self.x.values[row * padded + part.units.start * UNIT..].as_ptr();
         let x: [*const i8; M] = std::array::from_fn(|m| x.wrapping_add(m * padded));
-        let (starts, factors) = (self.x.starts[row * count..].as_ptr(), self.x.scales[row * count..].as_ptr());
+        let parts = GROUP / UNIT / U::PART;
+        let starts = U::starts(self.x)[(row * count + part.groups.start) * parts..].as_ptr();
+        let factors = self.x.scales[row * count..].as_ptr();
         // SAFETY: groups lie within the padded rows, of `x` and of the panels; scales and starts exist for every group.
         unsafe {
             if let Some(panel) = part.written {
@@ -296,19 +300,23 @@ impl Panels<'_> {
                 }
             }
             for (index, group) in part.groups.clone().enumerate() {
-                let mut ints = [[D::ints(0); P]; M];
-                for (m, ints) in ints.iter_mut().enumerate() {
-                    *ints = [D::ints(*starts.add(m * count + group)); P];
-                }
-                let first = index * U::GROUP;
-                for unit in first..(first + U::GROUP).min(units) {
-                    ahead.prefetch::<D>(unit);
-                    dot_unit::<D, U, M, P>(&mut ints, &x, &part.w, unit);
+                let mut whole = [[D::zero(); P]; M];
+                for at in 0..parts {
+                    let at = index * parts + at;
+                    let mut ints = [[D::ints(0); P]; M];
+                    for (m, ints) in ints.iter_mut().enumerate() {
+                        *ints = [D::ints(*starts.add(m * count * parts + at)); P];
+                    }
+                    for unit in at * U::PART..((at + 1) * U::PART).min(units) {
+                        ahead.prefetch::<D>(unit);
+                        dot_unit::<D, U, M, P>(&mut ints, &x, &part.w, unit);
+                    }
+                    U::add::<D, M, P>(&mut whole, &ints, part.steps.map(|steps| steps.wrapping_add(at * LANES)));
                 }
                 for (p, scales) in part.scales.into_iter().enumerate() {
                     let w = D::scales(scales.add(group * 2 * LANES));
-                    for (m, (sums, ints)) in sums.iter_mut().zip(&ints).enumerate() {
-                        sums[p] = D::add_scaled(sums[p], ints[p], w, *factors.add(m * count + group));
+                    for (m, (sums, whole)) in sums.iter_mut().zip(&whole).enumerate() {
+                        sums[p] = D::add_scaled(sums[p], whole[p], w, *factors.add(m * count + group));
                     }
                 }
             }

@@ -4,11 +4,8 @@
 
 use half::bf16;
 
-use super::{Bits, LANES, UNIT};
+use super::{Bits, GROUP, LANES, QUARTERS, UNIT};
 use crate::simd::{MAX_LANES, Simd};
-
-/// Values along the inner dimension in the largest group.
-const GROUP_MAX: usize = 128;
 
 /// A value of each column.
 pub(super) type Values = [f32; LANES];
@@ -16,25 +13,25 @@ pub(super) type Values = [f32; LANES];
 /// The weights of a group of sixteen columns, those of one `k` side by side.
 pub(super) struct Columns {
     /// Followed by zeros up to a whole unit.
-    values: [Values; GROUP_MAX],
+    values: [Values; GROUP],
     units: usize,
 }
 
 impl Columns {
     pub(super) fn new() -> Self {
-        Self { values: [[0.0; LANES]; GROUP_MAX], units: 0 }
+        Self { values: [[0.0; LANES]; GROUP], units: 0 }
     }
 
     /// Takes `len` values of each of sixteen rows, which start `stride` apart.
     ///
     /// # Safety
-    /// `rows` has `15 * stride + len` readable floats; `len` is at most [`GROUP_MAX`]; the CPU has `S`.
+    /// `rows` has `15 * stride + len` readable floats; `len` is at most [`GROUP`]; the CPU has `S`.
     #[inline(always)]
     pub(super) unsafe fn take<S: Simd>(&mut self, rows: *const f32, stride: usize, len: usize) {
         self.units = len.div_ceil(UNIT);
         for first in (0..LANES).step_by(S::LANES) {
             for k in (0..len).step_by(S::LANES) {
-                // SAFETY: the caller grants the rows; `GROUP_MAX` is whole vectors, so `k` and those after it have a place.
+                // SAFETY: the caller grants the rows; `GROUP` is whole vectors, so `k` and those after it have a place.
                 unsafe {
                     let mut square = [S::splat(0.0); MAX_LANES];
                     for (row, v) in square.iter_mut().enumerate().take(S::LANES) {
@@ -54,93 +51,119 @@ impl Columns {
         &self.values.as_chunks().0[..self.units]
     }
 
-    /// The scale that each column gets.
+    /// The scales and steps that each column gets.
     ///
     /// # Safety
     /// The CPU has `S`.
     #[inline(always)]
-    pub(super) unsafe fn scales<S: Simd>(&self, bits: Bits) -> [bf16; LANES] {
+    pub(super) unsafe fn grids<S: Simd>(&self, bits: Bits) -> Grids {
         // SAFETY: passed on.
         unsafe {
             match bits {
-                Bits::Eight => self.scales8(),
-                Bits::Four => self.scales4::<S>(),
+                Bits::Eight => self.grids8(),
+                Bits::Four => self.grids4::<S>(),
             }
         }
     }
 
     /// The largest weight becomes 127.
     #[inline(always)]
-    fn scales8(&self) -> [bf16; LANES] {
-        let mut largest = [0.0f32; LANES];
-        for values in self.units().as_flattened() {
-            for (largest, value) in largest.iter_mut().zip(values) {
-                *largest = if value.abs() > *largest { value.abs() } else { *largest };
-            }
-        }
-        ratios(&largest, 127.0)
+    fn grids8(&self) -> Grids {
+        let scales = scales(&largest(self.units()), 127.0);
+        Grids { scales, steps: [[0; LANES]; QUARTERS], quarters: [widened(&scales); QUARTERS] }
     }
 
-    /// Of some scales that map the largest weight near the end of the range, the one with the least squared error.
+    /// The largest weight becomes 7.5 of the largest steps.
     ///
     /// # Safety
     /// The CPU has `S`.
     #[inline(always)]
-    unsafe fn scales4<S: Simd>(&self) -> [bf16; LANES] {
-        /// What the largest weight (by magnitude) becomes: -8 uses the whole range; a smaller number clips less, a larger one is finer.
-        const ENDS: [f32; 7] = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0];
-        let mut largest = [0.0f32; LANES];
-        for values in self.units().as_flattened() {
-            for (largest, value) in largest.iter_mut().zip(values) {
-                *largest = if value.abs() > largest.abs() { *value } else { *largest };
-            }
-        }
-        let (mut least, mut best) = ([f32::INFINITY; LANES], [bf16::ZERO; LANES]);
-        for end in ENDS {
-            let scales = ratios(&largest, end);
+    unsafe fn grids4<S: Simd>(&self) -> Grids {
+        let scales = scales(&largest(self.units()), 7.5 * STEP_MAX);
+        let mut grids = Grids { scales, steps: [[0; LANES]; QUARTERS], quarters: [[0.0; LANES]; QUARTERS] };
+        let quarters = self.units().chunks(GROUP / QUARTERS / UNIT);
+        for (units, (steps, quarter)) in quarters.zip(grids.steps.iter_mut().zip(&mut grids.quarters)) {
             // SAFETY: passed on.
-            let errors = unsafe { self.squared_errors::<S>(&widened(&scales)) };
-            for lane in 0..LANES {
-                let better = errors[lane] < least[lane];
-                least[lane] = if better { errors[lane] } else { least[lane] };
-                best[lane] = if better { scales[lane] } else { best[lane] };
-            }
+            (*steps, *quarter) = unsafe { quarter_grid::<S>(units, &widened(&scales)) };
         }
-        best
+        grids
     }
+}
 
-    /// What rounding to four bits changes in each column. Value `k` of every unit has a sum of its own; then those are added in order.
-    ///
-    /// Multiplies by a reciprocal, which is faster than to divide. It rounds another way only in the middle between two integers, where
-    /// both are equally wrong. (Weights of 24 bits may also be so near to it that they differ, by as little.)
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    #[inline(always)]
-    unsafe fn squared_errors<S: Simd>(&self, scales: &Values) -> Values {
-        let mut errors = [0.0; LANES];
-        for first in (0..LANES).step_by(S::LANES) {
-            // SAFETY: `first` and the lanes after it are columns.
-            unsafe {
-                let rounding = Rounding::<S>::new(Bits::Four, scales.as_ptr().add(first));
-                let factor = S::div(S::splat(1.0), rounding.divisor);
-                let mut sums = [S::splat(0.0); UNIT];
-                for unit in self.units() {
-                    for (sum, values) in sums.iter_mut().zip(unit) {
-                        let value = S::load(values.as_ptr().add(first));
-                        let lost = S::sub(value, S::mul(rounding.code(S::mul(value, factor)), rounding.scale));
-                        *sum = S::add(*sum, S::mul(lost, lost));
-                    }
-                }
-                let mut all = sums[0];
-                for sum in &sums[1..] {
-                    all = S::add(all, *sum);
-                }
-                S::store(errors.as_mut_ptr().add(first), all);
-            }
+/// What the numbers that are stored for a group of sixteen columns mean.
+pub(super) struct Grids {
+    pub(super) scales: [bf16; LANES],
+    /// Of 4 bits.
+    pub(super) steps: [[i8; LANES]; QUARTERS],
+    /// What 1 means.
+    pub(super) quarters: [Values; QUARTERS],
+}
+
+/// The largest step: times a half byte of -8 to 7, it is a signed byte.
+const STEP_MAX: f32 = 15.0;
+
+/// Of some steps that map the largest weight of a quarter near the end of the range, the one with the least squared error, and what 1
+/// means with it.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+unsafe fn quarter_grid<S: Simd>(units: &[[Values; UNIT]], scales: &Values) -> ([i8; LANES], Values) {
+    /// What the largest weight (by magnitude) becomes: -8 uses the whole range; a smaller number clips less, a larger one is finer.
+    const ENDS: [f32; 7] = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0];
+    let largest = largest(units);
+    let (mut least, mut best) = ([f32::INFINITY; LANES], [1.0; LANES]);
+    for end in ENDS {
+        let (mut steps, mut grid) = ([0.0; LANES], [0.0; LANES]);
+        for lane in 0..LANES {
+            let step = (largest[lane].abs() / scales[lane] / end.abs()).round_ties_even().min(STEP_MAX).max(1.0);
+            steps[lane] = if (largest[lane] > 0.0) == (end > 0.0) { step } else { -step };
+            grid[lane] = scales[lane] * steps[lane];
         }
-        errors
+        // SAFETY: passed on.
+        let errors = unsafe { squared_errors::<S>(units, &grid) };
+        for lane in 0..LANES {
+            let better = errors[lane] < least[lane];
+            least[lane] = if better { errors[lane] } else { least[lane] };
+            best[lane] = if better { steps[lane] } else { best[lane] };
+        }
     }
+    let mut grid = [0.0; LANES];
+    grid.iter_mut().zip(scales).zip(best).for_each(|((grid, scale), step)| *grid = scale * step);
+    (best.map(|step| step as i8), grid)
+}
+
+/// What rounding to four bits changes in each column. Value `k` of every unit has a sum of its own; then those are added in order.
+///
+/// Multiplies by a reciprocal, which is faster than to divide. It rounds another way only in the middle between two integers, where
+/// both are equally wrong. (Weights of 24 bits may also be so near to it that they differ, by as little.)
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+unsafe fn squared_errors<S: Simd>(units: &[[Values; UNIT]], scales: &Values) -> Values {
+    let mut errors = [0.0; LANES];
+    for first in (0..LANES).step_by(S::LANES) {
+        // SAFETY: `first` and the lanes after it are columns.
+        unsafe {
+            let rounding = Rounding::<S>::new(Bits::Four, scales.as_ptr().add(first));
+            let factor = S::div(S::splat(1.0), rounding.divisor);
+            let mut sums = [S::splat(0.0); UNIT];
+            for unit in units {
+                for (sum, values) in sums.iter_mut().zip(unit) {
+                    let value = S::load(values.as_ptr().add(first));
+                    let lost = S::sub(value, S::mul(rounding.code(S::mul(value, factor)), rounding.scale));
+                    *sum = S::add(*sum, S::mul(lost, lost));
+                }
+            }
+            let mut all = sums[0];
+            for sum in &sums[1..] {
+                all = S::add(all, *sum);
+            }
+            S::store(errors.as_mut_ptr().add(first), all);
+        }
+    }
+    errors
 }
 
 /// The integers that stand for a unit of weights, as floats: `[k][column]`. Adds to `sums`, column by column, the squares of what
@@ -177,19 +200,31 @@ pub(super) unsafe fn codes<S: Simd>(
     codes
 }
 
-/// `values / divisor`.
+/// The value of each column that is largest by magnitude; what is not a number does not count.
 #[inline(always)]
-fn ratios(values: &Values, divisor: f32) -> [bf16; LANES] {
-    let mut ratios = [bf16::ZERO; LANES];
-    for (ratio, value) in ratios.iter_mut().zip(values) {
-        *ratio = bf16::from_f32(value / divisor);
+fn largest(units: &[[Values; UNIT]]) -> Values {
+    let mut largest = [0.0f32; LANES];
+    for values in units.as_flattened() {
+        for (largest, value) in largest.iter_mut().zip(values) {
+            *largest = if value.abs() > largest.abs() { *value } else { *largest };
+        }
     }
-    ratios
+    largest
+}
+
+/// Scales by which these values become `end` or `-end`.
+#[inline(always)]
+fn scales(values: &Values, end: f32) -> [bf16; LANES] {
+    let mut scales = [bf16::ZERO; LANES];
+    for (scale, value) in scales.iter_mut().zip(values) {
+        *scale = bf16::from_f32(value.abs() / end);
+    }
+    scales
 }
 
 /// As floats.
 #[inline(always)]
-pub(super) fn widened(scales: &[bf16; LANES]) -> Values {
+fn widened(scales: &[bf16; LANES]) -> Values {
     let mut values = [0.0; LANES];
     for (value, scale) in values.iter_mut().zip(scales) {
         *value = scale.to_f32();

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "vector loads within a row; disjoint writes from several threads")]
 
-use super::Groups;
+use super::{GROUP, Groups, HALF_OFFSET, OFFSET, QUARTERS};
 use crate::Pool;
 use crate::pool::SharedMut;
 use crate::simd::{Isa, Kernel, Simd};
@@ -16,6 +16,8 @@ pub struct QuantizedRows {
     pub(super) scales: Vec<f32>,
     /// `[row][group]`: what an integer sum starts from, to make up for the offset of the weights.
     pub(super) starts: Vec<i32>,
+    /// `[row][group][quarter]`: the same for quarters and half bytes.
+    pub(super) quarter_starts: Vec<i32>,
     pub(super) rows: usize,
 }
 
@@ -28,18 +30,29 @@ impl QuantizedRows {
         self.values.resize(self.rows * padded, 0);
         self.scales.resize(self.rows * count, 0.0);
         self.starts.resize(self.rows * count, 0);
+        self.quarter_starts.resize(self.rows * count * QUARTERS, 0);
         let values = SharedMut::new(&mut self.values);
         let (scales, starts) = (SharedMut::new(&mut self.scales), SharedMut::new(&mut self.starts));
+        let quarter_starts = SharedMut::new(&mut self.quarter_starts);
         let threads = if self.rows < FEW { 1 } else { pool.threads() };
         let share = self.rows.div_ceil(threads).max(1);
         pool.run(self.rows.div_ceil(share), |task| {
             for row in task * share..((task + 1) * share).min(x.len() / width) {
                 // SAFETY: each row belongs to one task.
-                let (values, scales, starts) = unsafe {
-                    let own = (row * count, count);
-                    (values.slice(row * padded, padded), scales.slice(own.0, own.1), starts.slice(own.0, own.1))
+                let to = unsafe {
+                    QuantizeRow {
+                        x: &x[row * width..][..width],
+                        groups,
+                        values: values.slice(row * padded, padded),
+                        scales: scales.slice(row * count, count),
+                        starts: starts.slice(row * count, count),
+                        quarter_starts: quarter_starts
+                            .slice(row * count * QUARTERS, count * QUARTERS)
+                            .as_chunks_mut()
+                            .0,
+                    }
                 };
-                isa.run(QuantizeRow { x: &x[row * width..][..width], groups, values, scales, starts });
+                isa.run(to);
             }
         });
     }
@@ -60,6 +73,7 @@ struct QuantizeRow<'a> {
     values: &'a mut [i8],
     scales: &'a mut [f32],
     starts: &'a mut [i32],
+    quarter_starts: &'a mut [[i32; QUARTERS]],
 }
 
 impl Kernel for QuantizeRow<'_> {
@@ -73,14 +87,18 @@ impl Kernel for QuantizeRow<'_> {
             // SAFETY: the CPU has `S`.
             let largest = unsafe { largest::<S>(x) };
             let factor = if largest > f32::MIN_POSITIVE { MAX / largest } else { 0.0 };
-            let mut sum = 0;
             values[x.len()..].fill(0);
-            for (value, x) in values.iter_mut().zip(x) {
-                *value = (x * factor + ROUND).to_bits() as i8;
-                sum += i32::from(*value);
+            let mut sums = [0; QUARTERS];
+            let quarters = values.chunks_mut(GROUP / QUARTERS).zip(x.chunks(GROUP / QUARTERS));
+            for ((values, x), sum) in quarters.zip(&mut sums) {
+                for (value, x) in values.iter_mut().zip(x) {
+                    *value = (x * factor + ROUND).to_bits() as i8;
+                    *sum += i32::from(*value);
+                }
             }
             self.scales[index] = largest / MAX;
-            self.starts[index] = -self.groups.bits().offset() * sum;
+            self.starts[index] = -OFFSET * sums.iter().sum::<i32>();
+            self.quarter_starts[index] = sums.map(|sum| -HALF_OFFSET * sum);
         }
     }
 }

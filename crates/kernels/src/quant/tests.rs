@@ -12,8 +12,8 @@ fn stored(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn pack(w: &WeightView<'_>, groups: &Groups) -> QuantizedMatrix {
-    QuantizedMatrix::pack(Isa::PORTABLE, &Pool::new("test", 2).unwrap(), w, groups.clone()).unwrap()
+fn pack(w: &WeightView<'_>, bits: Bits, groups: &Groups) -> QuantizedMatrix {
+    QuantizedMatrix::pack(Isa::PORTABLE, &Pool::new("test", 2).unwrap(), w, bits, groups.clone()).unwrap()
 }
 
 fn product(isa: Isa, threads: usize, x: &[f32], w: &QuantizedMatrix) -> Vec<f32> {
@@ -47,43 +47,71 @@ fn product_with_reciprocal(weight: f32, scale: f32) -> f32 {
     if scale == 0.0 { weight * 0.0 } else { weight * (1.0 / scale) }
 }
 
-/// The scale that a group gets: 8 bits: the largest weight becomes 127; 4 bits: of seven, the one with the least squared error.
-fn scale(weights: &[f32], bits: Bits, quotient: fn(f32, f32) -> f32) -> bf16 {
+/// The scale of a group and the steps of its parts. 8 bits: the largest weight becomes 127, there is one part. 4 bits: for each quarter
+/// of seven steps the one with the least squared error.
+fn scale(weights: &[f32], bits: Bits, quotient: fn(f32, f32) -> f32) -> (bf16, Vec<i8>) {
     let larger = |largest: f32, weight: &f32| if weight.abs() > largest.abs() { *weight } else { largest };
-    let largest = weights.iter().fold(0.0f32, larger);
+    let largest = |weights: &[f32]| weights.iter().fold(0.0f32, larger);
     if bits == Bits::Eight {
-        return bf16::from_f32(largest.abs() / 127.0);
+        return (bf16::from_f32(largest(weights).abs() / 127.0), vec![1]);
     }
-    let error = |scale: bf16| {
-        let (mut lanes, scale) = ([0.0f32; UNIT], scale.to_f32());
-        for (k, weight) in weights.iter().enumerate() {
-            lanes[k % UNIT] += (weight - code(quotient(*weight, scale), bits) * scale).powi(2);
-        }
-        lanes.iter().sum::<f32>()
+    let scale = bf16::from_f32(largest(weights).abs() / (15.0 * 7.5));
+    let step = |weights: &[f32]| {
+        let largest = largest(weights);
+        let step = |end: f32| {
+            let step = (largest.abs() / scale.to_f32() / end.abs()).round_ties_even().min(15.0).max(1.0);
+            if (largest > 0.0) == (end > 0.0) { step } else { -step }
+        };
+        let error = |step: f32| {
+            let (mut lanes, scale) = ([0.0f32; UNIT], scale.to_f32() * step);
+            for (k, weight) in weights.iter().enumerate() {
+                lanes[k % UNIT] += (weight - code(quotient(*weight, scale), bits) * scale).powi(2);
+            }
+            lanes.iter().sum::<f32>()
+        };
+        let better = |best: (f32, f32), step: f32| if error(step) < best.0 { (error(step), step) } else { best };
+        let steps = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0].map(step);
+        steps.into_iter().fold((f32::INFINITY, 1.0), better).1 as i8
     };
-    let scales = [-8.0, -7.5, -7.0, -8.5, -9.0, -9.75, 7.0].map(|end| bf16::from_f32(largest / end));
-    let better = |best: (f32, bf16), scale: bf16| if error(scale) < best.0 { (error(scale), scale) } else { best };
-    scales.into_iter().fold((f32::INFINITY, bf16::ZERO), better).1
+    (scale, weights.chunks(part(bits)).map(step).collect())
+}
+
+/// Values that share a step.
+fn part(bits: Bits) -> usize {
+    if bits == Bits::Eight { 128 } else { 32 }
 }
 
 /// The bytes of a packed matrix, one value after the other.
-fn packed_bytes(w: &[f32], groups: &Groups) -> Vec<u8> {
-    let (bits, rows) = (groups.bits(), w.len() / groups.row());
+fn packed_bytes(w: &[f32], bits: Bits, groups: &Groups) -> Vec<u8> {
+    let rows = w.len() / groups.row();
     let (panels, panel) = (rows.div_ceil(LANES), groups.padded_row() / UNIT * bits.unit_bytes() * LANES);
-    let mut bytes = vec![0; panels * (panel + groups.len() * LANES * 2)];
-    for (row, w) in w.chunks_exact(groups.row()).enumerate() {
+    let (of_group, quarters) = (groups.len() * LANES, if bits == Bits::Four { 4 } else { 0 });
+    let mut bytes = vec![0; panels * (panel + of_group * (2 + quarters))];
+    // Columns that do not exist have steps as zeros have.
+    let none = vec![0.0; groups.row()];
+    let columns = w.chunks_exact(groups.row()).chain(std::iter::repeat(&none[..])).take(panels * LANES);
+    for (row, w) in columns.enumerate() {
         let (index, lane) = (row / LANES, row % LANES);
         for group in 0..groups.len() {
             let w = &w[groups.plain(group)];
-            let scale = scale(w, bits, product_with_reciprocal);
-            let at = panels * panel + ((index * groups.len() + group) * LANES + lane) * 2;
-            bytes[at..at + 2].copy_from_slice(&scale.to_le_bytes());
-            for (k, weight) in (groups.padded(group).start..).zip(w) {
-                let byte = (code(quotient(*weight, scale.to_f32()), bits) as i32 + bits.offset()) as u8;
-                let (unit, half, within) = (k / UNIT, k % UNIT / 4, k % 4);
+            let (scale, steps) = scale(w, bits, product_with_reciprocal);
+            let at = index * groups.len() + group;
+            if quarters > 0 {
+                let to = panels * (panel + of_group * 2) + at * quarters * LANES + lane;
+                steps.iter().enumerate().for_each(|(quarter, step)| bytes[to + quarter * LANES] = *step as u8);
+            }
+            if row >= rows {
+                continue;
+            }
+            let scale_at = panels * panel + (at * LANES + lane) * 2;
+            bytes[scale_at..scale_at + 2].copy_from_slice(&scale.to_le_bytes());
+            for (within, (k, weight)) in (groups.padded(group).start..).zip(w).enumerate() {
+                let one = scale.to_f32() * f32::from(steps[within / part(bits)]);
+                let byte = (code(quotient(*weight, one), bits) as i32 + bits.offset()) as u8;
+                let (unit, half, place) = (k / UNIT, k % UNIT / 4, k % 4);
                 match bits {
-                    Bits::Eight => bytes[index * panel + ((unit * 2 + half) * LANES + lane) * 4 + within] = byte,
-                    Bits::Four => bytes[index * panel + (unit * LANES + lane) * 4 + within] |= byte << (4 * half),
+                    Bits::Eight => bytes[index * panel + ((unit * 2 + half) * LANES + lane) * 4 + place] = byte,
+                    Bits::Four => bytes[index * panel + (unit * LANES + lane) * 4 + place] |= byte << (4 * half),
                 }
             }
         }
@@ -92,16 +120,19 @@ fn packed_bytes(w: &[f32], groups: &Groups) -> Vec<u8> {
 }
 
 /// What the module promises, written out: whole numbers per group, then the scales, groups in order, segments as a tree.
-fn plain(x: &[f32], w: &[f32], groups: &Groups) -> f32 {
+fn plain(x: &[f32], w: &[f32], bits: Bits, groups: &Groups) -> f32 {
     let of_group = |index: usize| {
         let range = groups.plain(index);
         let (x, w) = (&x[range.clone()], &w[range]);
         let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let scale = scale(w, groups.bits(), product_with_reciprocal).to_f32();
-        let code_of = |weight: &f32| code(quotient(*weight, scale), groups.bits()) as i32;
+        let (scale, steps) = scale(w, bits, product_with_reciprocal);
+        let integer = |(k, weight): (usize, &f32)| {
+            let step = steps[k / part(bits)];
+            code(quotient(*weight, scale.to_f32() * f32::from(step)), bits) as i32 * i32::from(step)
+        };
         let value = |x: &f32| if largest > 0.0 { (x * (127.0 / largest)).round_ties_even() as i32 } else { 0 };
-        let sum: i32 = x.iter().map(value).zip(w.iter().map(code_of)).map(|(x, w)| x * w).sum();
-        sum as f32 * scale * (largest / 127.0)
+        let sum: i32 = x.iter().map(value).zip(w.iter().enumerate().map(integer)).map(|(x, w)| x * w).sum();
+        sum as f32 * scale.to_f32() * (largest / 127.0)
     };
     let of_segment = |segment| groups.of_segment(segment).fold(0.0, |sum, group| sum + of_group(group));
     let sums: Vec<[f32; 1]> = (0..groups.segments().ranges().count()).map(|segment| [of_segment(segment)]).collect();
@@ -128,25 +159,25 @@ proptest! {
         let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
         for bits in BITS {
             let segments = if cut { Segments::of_rank(k, 0, 1) } else { Segments::whole(k) };
-            let groups = Groups::new(bits, segments);
-            let expected = packed_bytes(&weights, &groups);
+            let groups = Groups::new(segments);
+            let expected = packed_bytes(&weights, bits, &groups);
             for isa in Isa::available() {
                 let pool = Pool::new("test", threads).unwrap();
-                let packed = QuantizedMatrix::pack(isa, &pool, &view, groups.clone()).unwrap();
+                let packed = QuantizedMatrix::pack(isa, &pool, &view, bits, groups.clone()).unwrap();
                 prop_assert!(packed.bytes() == expected, "{} {:?}", isa, bits);
             }
         }
     }
 
-    /// Of weights with 16 bits, reciprocals choose the scale that quotients would choose.
+    /// Of weights with 16 bits, reciprocals choose the steps that quotients would choose.
     #[test]
     fn reciprocals_round_as_quotients_do(bits in prop::collection::vec(any::<u16>(), 1..33), wide: bool, half: bool) {
         // Of numbers that are all alike, more are in the middle between two integers.
         let some = |bits: &u16| if wide { bits & 0xBFFF } else { bits & 0x81FF | 0x3E00 };
         let stored = |bits: &u16| if half { f16::from_bits(some(bits)).to_f32() } else { bf16::from_bits(some(bits)).to_f32() };
         let weights: Vec<f32> = bits.iter().map(stored).collect();
-        let scales = [product_with_reciprocal, quotient].map(|quotient| scale(&weights, Bits::Four, quotient).to_bits());
-        prop_assert!(scales[0] == scales[1] || weights.iter().all(|weight| weight.abs() < 1e-37));
+        let chosen = [product_with_reciprocal, quotient].map(|quotient| scale(&weights, Bits::Four, quotient));
+        prop_assert!(chosen[0] == chosen[1] || weights.iter().all(|weight| weight.abs() < 1e-37));
     }
 
     /// Every level, any number of rows and threads: the bits of the sum written out.
@@ -159,12 +190,12 @@ proptest! {
         let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
         for kind in BITS {
             let segments = if cut { Segments::of_rank(k, 0, 1) } else { Segments::whole(k) };
-            let groups = Groups::new(kind, segments);
+            let groups = Groups::new(segments);
             let expected: Vec<f32> = x
                 .chunks_exact(k)
-                .flat_map(|x| weights.chunks_exact(k).map(|w| plain(x, w, &groups)).collect::<Vec<_>>())
+                .flat_map(|x| weights.chunks_exact(k).map(|w| plain(x, w, kind, &groups)).collect::<Vec<_>>())
                 .collect();
-            let packed = pack(&view, &groups);
+            let packed = pack(&view, kind, &groups);
             for isa in Isa::all() {
                 prop_assert_eq!(bits(&product(isa, threads, &x, &packed)), bits(&expected), "{} {:?}", isa, kind);
             }
@@ -179,21 +210,21 @@ proptest! {
             let (bytes, x) = (stored(&values(seed, n * k)), values(seed ^ 1, m * k));
             let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
             for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::all().into_iter().map(move |isa| (kind, isa))) {
-                let whole = product(isa, 1, &x, &pack(&view, &Groups::new(kind, Segments::of_rank(k, 0, 1))));
+                let whole = product(isa, 1, &x, &pack(&view, kind, &Groups::new(Segments::of_rank(k, 0, 1))));
                 let share = k / ranks;
                 let parts: Vec<Vec<f32>> = (0..ranks).map(|rank| {
                     let cols = rank * share..(rank + 1) * share;
                     let x: Vec<f32> = x.chunks_exact(k).flat_map(|row| row[cols.clone()].to_vec()).collect();
-                    let groups = Groups::new(kind, Segments::of_rank(k, rank, ranks));
-                    product(isa, 1, &x, &pack(&view.shard(0..n, cols), &groups))
+                    let groups = Groups::new(Segments::of_rank(k, rank, ranks));
+                    product(isa, 1, &x, &pack(&view.shard(0..n, cols), kind, &groups))
                 }).collect();
                 let mut sum = vec![0.0; m * n];
                 tree_sum(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut sum);
                 prop_assert_eq!(bits(&sum), bits(&whole), "{} ranks, k {}", ranks, k);
 
-                let groups = Groups::new(kind, Segments::whole(k));
-                let columns = product(isa, 1, &x, &pack(&view.shard(n / 2..n, 0..k), &groups));
-                let all = product(isa, 1, &x, &pack(&view, &groups));
+                let groups = Groups::new(Segments::whole(k));
+                let columns = product(isa, 1, &x, &pack(&view.shard(n / 2..n, 0..k), kind, &groups));
+                let all = product(isa, 1, &x, &pack(&view, kind, &groups));
                 let expected: Vec<f32> = all.chunks_exact(n).flat_map(|row| row[n / 2..].to_vec()).collect();
                 prop_assert_eq!(bits(&columns), bits(&expected));
             }
@@ -209,12 +240,13 @@ fn parts_of_rows_and_of_the_inner_dimension_do_not_show() {
         let bytes = stored(&weights);
         let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
         for (kind, segments) in BITS.into_iter().zip([Segments::whole(k), Segments::of_rank(k, 0, 1)]) {
-            let packed = pack(&view, &Groups::new(kind, segments));
+            let packed = pack(&view, kind, &Groups::new(segments));
             let alone: Vec<f32> = x.chunks_exact(k).flat_map(|x| product(Isa::PORTABLE, 1, x, &packed)).collect();
             for isa in Isa::all() {
                 assert_eq!(bits(&product(isa, 2, &x, &packed)), bits(&alone), "{isa} {kind:?} {m} {k} {n}");
             }
-            let expected: Vec<f32> = weights.chunks_exact(k).map(|w| plain(&x[..k], w, packed.groups())).collect();
+            let expected: Vec<f32> =
+                weights.chunks_exact(k).map(|w| plain(&x[..k], w, kind, packed.groups())).collect();
             assert_eq!(bits(&alone[..n]), bits(&expected), "{kind:?} {m} {k} {n}");
         }
     }
@@ -228,7 +260,7 @@ fn errors_are_those_of_the_bits() {
     let bytes = stored(&weights);
     let view = WeightView::new(&bytes, Element::F32, n, k).unwrap();
     for (kind, lost, wrong) in [(Bits::Eight, 0.005, 0.01), (Bits::Four, 0.09, 0.1)] {
-        let packed = pack(&view, &Groups::new(kind, Segments::whole(k)));
+        let packed = pack(&view, kind, &Groups::new(Segments::whole(k)));
         assert!(packed.error() > lost / 4.0 && packed.error() < lost, "{kind:?}: {}", packed.error());
         let found = product(*Isa::all().last().unwrap(), 2, &x, &packed);
         let (mut error, mut all) = (0.0, 0.0);
@@ -248,7 +280,7 @@ fn bias_is_added_and_zeros_stay_zeros() {
     let view = WeightView::new(&bytes, Element::F32, 3, 8).unwrap();
     let pool = Pool::new("test", 1).unwrap();
     for (kind, isa) in BITS.into_iter().flat_map(|kind| Isa::all().into_iter().map(move |isa| (kind, isa))) {
-        let packed = pack(&view, &Groups::new(kind, Segments::whole(8)));
+        let packed = pack(&view, kind, &Groups::new(Segments::whole(8)));
         let (mut rows, mut out) = (QuantizedRows::default(), vec![f32::NAN; 6]);
         rows.fill(isa, &pool, packed.groups(), &[0.0; 16]);
         quantized_matmul(isa, &pool, &rows, &packed, Some(&[1.0, 2.0, 3.0]), &mut out);
@@ -261,7 +293,7 @@ fn bias_is_added_and_zeros_stay_zeros() {
 fn what_is_not_a_number_stays_so() {
     let bytes = stored(&values(5, 16 * 40));
     let packed =
-        pack(&WeightView::new(&bytes, Element::F32, 16, 40).unwrap(), &Groups::new(Bits::Eight, Segments::whole(40)));
+        pack(&WeightView::new(&bytes, Element::F32, 16, 40).unwrap(), Bits::Eight, &Groups::new(Segments::whole(40)));
     for isa in Isa::all() {
         for damage in [f32::NAN, f32::INFINITY] {
             let mut x = values(6, 40);

@@ -4,30 +4,30 @@
 
 use crate::tiles::{Emulated, ROW_BYTES, SIDE, Shapes, Tiles};
 
-/// Bytes of a row of inputs in a tile, at most.
-pub(crate) const DEPTH_MAX: usize = ROW_BYTES;
+/// Values of a row of inputs in a tile: half a group.
+pub(crate) const DEPTH: usize = ROW_BYTES;
 
 /// What the tiles are used for.
 pub(crate) const SUMS: [usize; 4] = [0, 1, 2, 3];
 pub(crate) const INPUTS: usize = 4;
 pub(crate) const WEIGHTS: [usize; 2] = [5, 6];
 
-/// Sums and rows of inputs are SIDE rows; `depth` bytes of an input meet `depth / 4` rows of weights, which is how packed weights lie
-/// in memory anyway.
-pub(crate) fn shapes(depth: usize) -> Shapes {
-    let (sums, inputs, weights) = ((SIDE, ROW_BYTES), (SIDE, depth), (depth / 4, ROW_BYTES));
+/// Sums and rows of inputs are SIDE rows; the values of an input meet a fourth as many rows of weights, which is how packed weights
+/// lie in memory anyway.
+pub(crate) fn shapes() -> Shapes {
+    let (sums, inputs, weights) = ((SIDE, ROW_BYTES), (SIDE, DEPTH), (DEPTH / 4, ROW_BYTES));
     Shapes::new([sums, sums, sums, sums, inputs, weights, weights, (0, 0)])
 }
 
-/// Sixteen rows of inputs, `stride` bytes apart, times `depth * steps` values of two panels of weights:
+/// Sixteen rows of inputs, `stride` bytes apart, times `DEPTH * steps` values of two panels of weights:
 /// `to[panel][row][column]`.
 ///
 /// # Safety
-/// `tiles` are configured for `depth`; inputs and weights have so many values, and `to` room for two tiles.
+/// `tiles` are configured by [`shapes`]; inputs and weights have so many values, and `to` room for two tiles.
 #[inline(always)]
 pub(crate) unsafe fn product<T: Tiles>(
     tiles: &mut T,
-    (depth, steps): (usize, usize),
+    steps: usize,
     x: *const i8,
     stride: usize,
     w: [*const u8; 2],
@@ -37,15 +37,15 @@ pub(crate) unsafe fn product<T: Tiles>(
     const RIGHT: usize = SUMS[1];
     const W_LEFT: usize = WEIGHTS[0];
     const W_RIGHT: usize = WEIGHTS[1];
-    // SAFETY: each step reads `depth` values of each row and column; tile numbers are those of `shapes`.
+    // SAFETY: each step reads `DEPTH` values of each row and column; tile numbers are those of `shapes`.
     unsafe {
         tiles.zero::<LEFT>();
         tiles.zero::<RIGHT>();
         for step in 0..steps {
-            tiles.load::<INPUTS>(x.add(step * depth).cast(), stride);
-            tiles.load::<W_LEFT>(w[0].add(step * depth * SIDE), ROW_BYTES);
+            tiles.load::<INPUTS>(x.add(step * DEPTH).cast(), stride);
+            tiles.load::<W_LEFT>(w[0].add(step * DEPTH * SIDE), ROW_BYTES);
             tiles.dot_bytes::<LEFT, INPUTS, W_LEFT>();
-            tiles.load::<W_RIGHT>(w[1].add(step * depth * SIDE), ROW_BYTES);
+            tiles.load::<W_RIGHT>(w[1].add(step * DEPTH * SIDE), ROW_BYTES);
             tiles.dot_bytes::<RIGHT, INPUTS, W_RIGHT>();
         }
         tiles.store::<LEFT>(to.cast());
@@ -53,20 +53,17 @@ pub(crate) unsafe fn product<T: Tiles>(
     }
 }
 
-/// Products of some random bytes by these tiles, of all depths that packed weights have, equal those of the emulation.
+/// Products of some random bytes by these tiles equal those of the emulation.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn sums_are_right<T: Tiles>() -> bool {
-    [DEPTH_MAX, DEPTH_MAX / 2].into_iter().all(|depth| {
-        (1..=4).all(|seed| {
-            let sample = Sample::new(seed, depth, seed as usize);
-            sample.run::<T>() == sample.run::<Emulated>()
-        })
+    (1..=4).all(|seed| {
+        let sample = Sample::new(seed, seed as usize);
+        sample.run::<T>() == sample.run::<Emulated>()
     })
 }
 
 /// A product whose sums are known.
 struct Sample {
-    depth: usize,
     steps: usize,
     /// `[row][k]`
     x: Vec<i8>,
@@ -76,7 +73,7 @@ struct Sample {
 
 impl Sample {
     /// Bytes of every value, in an order that `seed` names.
-    fn new(seed: u64, depth: usize, steps: usize) -> Self {
+    fn new(seed: u64, steps: usize) -> Self {
         let mut state = seed;
         let mut bytes = |count: usize| -> Vec<u8> {
             let next = || {
@@ -86,19 +83,19 @@ impl Sample {
             };
             std::iter::repeat_with(next).take(count).collect()
         };
-        let count = depth * steps * SIDE;
+        let count = DEPTH * steps * SIDE;
         let x = bytes(count).into_iter().map(|byte| byte as i8).collect();
-        Self { depth, steps, x, w: [bytes(count), bytes(count)] }
+        Self { steps, x, w: [bytes(count), bytes(count)] }
     }
 
     /// `[panel][row][column]` by these tiles.
     fn run<T: Tiles>(&self) -> Option<Vec<i32>> {
-        let (stride, mut out) = (self.depth * self.steps, vec![i32::MIN; 2 * SIDE * SIDE]);
+        let (stride, mut out) = (DEPTH * self.steps, vec![i32::MIN; 2 * SIDE * SIDE]);
         let w = [self.w[0].as_ptr(), self.w[1].as_ptr()];
         // SAFETY: tiles exist only where they may be used; the sample has these rows and columns, `out` two tiles.
         unsafe {
-            let mut tiles = T::configure(&shapes(self.depth))?;
-            product(&mut tiles, (self.depth, self.steps), self.x.as_ptr(), stride, w, out.as_mut_ptr());
+            let mut tiles = T::configure(&shapes())?;
+            product(&mut tiles, self.steps, self.x.as_ptr(), stride, w, out.as_mut_ptr());
         }
         Some(out)
     }
@@ -106,7 +103,7 @@ impl Sample {
     /// `[panel][row][column]`, written out.
     #[cfg(test)]
     fn plain(&self) -> Vec<i32> {
-        let k = self.depth * self.steps;
+        let k = DEPTH * self.steps;
         let value = |panel: usize, row: usize, column: usize| {
             let w = |at: usize| i32::from(self.w[panel][(at / 4 * SIDE + column) * 4 + at % 4]);
             (0..k).map(|at| i32::from(self.x[row * k + at]) * w(at)).sum()
@@ -119,12 +116,12 @@ impl Sample {
 mod tests {
     use super::*;
 
-    /// The emulation gives the sums written out, for every depth.
+    /// The emulation gives the sums written out.
     #[test]
     fn the_emulation_multiplies() {
-        for depth in (4..=DEPTH_MAX).step_by(4) {
-            let sample = Sample::new(depth as u64, depth, 3);
-            assert_eq!(sample.run::<Emulated>(), Some(sample.plain()), "{depth} bytes a row");
+        for steps in 1..=4 {
+            let sample = Sample::new(steps as u64, steps);
+            assert_eq!(sample.run::<Emulated>(), Some(sample.plain()), "{steps} steps");
         }
     }
 
@@ -138,9 +135,9 @@ mod tests {
             Support::Wrong => panic!("tile instructions give other sums than their emulation"),
             none => return eprintln!("NOT RUN: tile instructions of this machine are {none}"),
         }
-        for depth in (4..=DEPTH_MAX).step_by(4) {
-            let sample = Sample::new(depth as u64, depth, 3);
-            assert_eq!(sample.run::<Amx>(), Some(sample.plain()), "{depth} bytes a row");
+        for steps in 1..=4 {
+            let sample = Sample::new(steps as u64, steps);
+            assert_eq!(sample.run::<Amx>(), Some(sample.plain()), "{steps} steps");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 
 use super::dot::Dot;
 use super::product::{DEPTH, PANELS};
-use super::{LANES, UNIT};
+use super::{GROUP, LANES, QUARTERS, QuantizedRows, UNIT};
 
 /// Memory that is asked for meanwhile: a line of each panel for every unit.
 #[derive(Clone, Copy)]
@@ -38,26 +38,57 @@ impl<const P: usize> Ahead<P> {
 pub(super) trait Unit {
     /// Bytes of a unit of a panel.
     const BYTES: usize;
-    /// Units of a whole group.
-    const GROUP: usize;
+    /// Units whose products are one sum: a group, or a quarter.
+    const PART: usize;
+
+    /// What the sum of a part starts from, to make up for the offset of the weights.
+    fn starts(x: &QuantizedRows) -> &[i32];
 
     /// The two halves of a unit.
     ///
     /// # Safety
     /// `BYTES` bytes are readable; the CPU has `D`.
     unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2];
+
+    /// Adds the sums of a part for some rows, whose steps are at `steps`.
+    ///
+    /// # Safety
+    /// The part has steps there; the CPU has `D`.
+    unsafe fn add<D: Dot, const M: usize, const P: usize>(
+        whole: &mut [[D::Floats; P]; M],
+        ints: &[[D::Ints; P]; M],
+        steps: [*const i8; P],
+    );
 }
 
 pub(super) struct EightBits;
 
 impl Unit for EightBits {
     const BYTES: usize = UNIT * LANES;
-    const GROUP: usize = 128 / UNIT;
+    const PART: usize = GROUP / UNIT;
+
+    #[inline(always)]
+    fn starts(x: &QuantizedRows) -> &[i32] {
+        &x.starts
+    }
 
     #[inline(always)]
     unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2] {
         // SAFETY: passed on.
         unsafe { [D::bytes(from), D::bytes(from.add(Self::BYTES / 2))] }
+    }
+
+    /// There is one part.
+    #[inline(always)]
+    unsafe fn add<D: Dot, const M: usize, const P: usize>(
+        whole: &mut [[D::Floats; P]; M],
+        ints: &[[D::Ints; P]; M],
+        _: [*const i8; P],
+    ) {
+        for (whole, ints) in whole.as_flattened_mut().iter_mut().zip(ints.as_flattened()) {
+            // SAFETY: passed on.
+            *whole = unsafe { D::converted(*ints) };
+        }
     }
 }
 
@@ -65,30 +96,38 @@ pub(super) struct FourBits;
 
 impl Unit for FourBits {
     const BYTES: usize = UNIT * LANES / 2;
-    const GROUP: usize = 32 / UNIT;
+    const PART: usize = GROUP / QUARTERS / UNIT;
+
+    #[inline(always)]
+    fn starts(x: &QuantizedRows) -> &[i32] {
+        &x.quarter_starts
+    }
 
     #[inline(always)]
     unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2] {
         // SAFETY: passed on.
         unsafe { D::nibbles(from) }
     }
-}
-
-/// Four bits in a byte each.
-pub(super) struct Widened;
-
-impl Unit for Widened {
-    const BYTES: usize = EightBits::BYTES;
-    const GROUP: usize = FourBits::GROUP;
 
     #[inline(always)]
-    unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2] {
-        // SAFETY: passed on.
-        unsafe { EightBits::load::<D>(from) }
+    unsafe fn add<D: Dot, const M: usize, const P: usize>(
+        whole: &mut [[D::Floats; P]; M],
+        ints: &[[D::Ints; P]; M],
+        steps: [*const i8; P],
+    ) {
+        for (p, steps) in steps.into_iter().enumerate() {
+            // SAFETY: passed on.
+            unsafe {
+                let steps = D::small(steps);
+                for (whole, ints) in whole.iter_mut().zip(ints) {
+                    whole[p] = D::add_product(whole[p], D::converted(ints[p]), steps);
+                }
+            }
+        }
     }
 }
 
-/// Half bytes taken apart: `[panel]` as [`Widened`] are stored.
+/// Half bytes made bytes: `[panel]` as [`EightBits`] are stored.
 #[repr(align(64))]
 pub(super) struct Unpacked(MaybeUninit<[u8; PANELS * DEPTH * LANES]>);
 
@@ -99,26 +138,30 @@ impl Unpacked {
     }
 }
 
-/// Takes `units` of each panel apart; returns where they are.
+/// Makes bytes of `units` of each panel, from a group's first on; returns where they are.
 ///
 /// # Safety
-/// The units exist, DEPTH values at most; the CPU has `D`.
+/// The units and their steps exist, DEPTH values at most; the CPU has `D`.
 #[inline(always)]
-pub(super) unsafe fn unpack<D: Dot, U: Unit, const P: usize>(
+pub(super) unsafe fn unpack<D: Dot, const P: usize>(
     w: &[*const u8; P],
+    steps: &[*const i8; P],
     units: usize,
     to: &mut Unpacked,
 ) -> [*const u8; P] {
     let start = to.0.as_mut_ptr().cast::<u8>();
     let to: [*mut u8; P] = std::array::from_fn(|p| start.wrapping_add(p * DEPTH * LANES));
-    for (w, to) in w.iter().zip(to) {
-        for unit in 0..units {
-            let from = w.wrapping_add(unit * U::BYTES);
+    for ((w, steps), to) in w.iter().zip(steps).zip(to) {
+        for first in (0..units).step_by(FourBits::PART) {
             // SAFETY: each panel has room of its own for DEPTH values.
             unsafe {
-                let [low, high] = U::load::<D>(from);
-                D::store_bytes(to.add(unit * Widened::BYTES), low);
-                D::store_bytes(to.add(unit * Widened::BYTES + Widened::BYTES / 2), high);
+                let steps = D::steps(steps.add(first / FourBits::PART * LANES));
+                for unit in first..(first + FourBits::PART).min(units) {
+                    let [low, high] = FourBits::load::<D>(w.add(unit * FourBits::BYTES));
+                    let to = to.add(unit * EightBits::BYTES);
+                    D::store_bytes(to, D::multiples(low, steps));
+                    D::store_bytes(to.add(EightBits::BYTES / 2), D::multiples(high, steps));
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::{HALF_OFFSET, OFFSET};
 use super::{Dot, DotKernel};
 use crate::tiles::NoTiles;
 
@@ -31,15 +32,68 @@ unsafe fn dot8(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
     }
 }
 
+/// Of sixteen steps: their magnitudes; 255 where they are negative, else 0; and what is added to multiples of them.
+///
+/// # Safety
+/// Sixteen bytes are readable.
+#[inline(always)]
+pub(super) unsafe fn steps16(from: *const i8) -> [__m128i; 3] {
+    // SAFETY: passed on; SSE2 is part of every x86-64.
+    unsafe {
+        let steps = _mm_loadu_si128(from.cast());
+        let negative = _mm_cmplt_epi8(steps, _mm_setzero_si128());
+        // `!a` is `-a - 1`.
+        let magnitudes = _mm_sub_epi8(_mm_xor_si128(steps, negative), negative);
+        let of_zero = _mm_xor_si128(_mm_slli_epi16::<ZERO_BITS>(magnitudes), negative);
+        [magnitudes, negative, _mm_sub_epi8(_mm_set1_epi8(OFFSET as i8), of_zero)]
+    }
+}
+
+/// `1 << ZERO_BITS` is what a half byte is larger than it means.
+const ZERO_BITS: i32 = HALF_OFFSET.ilog2() as i32;
+
+/// Which bytes of four columns of 32 bits go where: a magnitude into the lower half of each 16 bits, above it 0; anything else into all
+/// bytes.
+#[inline(always)]
+pub(super) fn spread() -> [__m128i; 2] {
+    const WORDS: [u32; 4] = [0x8000_8000, 0x8004_8004, 0x8008_8008, 0x800C_800C];
+    const BYTES: [u32; 4] = [0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C];
+    // SAFETY: sixteen bytes each; SSE2 is part of every x86-64.
+    unsafe { [_mm_loadu_si128(WORDS.as_ptr().cast()), _mm_loadu_si128(BYTES.as_ptr().cast())] }
+}
+
+/// The first eight of sixteen steps, for eight columns.
+///
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
-unsafe fn add_scaled8(sum: __m256, ints: __m256i, w: __m256, x: f32) -> __m256 {
+unsafe fn steps8([magnitudes, negative, plus]: [__m128i; 3]) -> [__m256i; 3] {
     // SAFETY: arithmetic only.
     unsafe {
-        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(ints), w);
-        _mm256_add_ps(sum, _mm256_mul_ps(scaled, _mm256_set1_ps(x)))
+        let [to_words, to_bytes] = spread();
+        let (to_words, to_bytes) = (_mm256_broadcastsi128_si256(to_words), _mm256_broadcastsi128_si256(to_bytes));
+        [
+            _mm256_shuffle_epi8(_mm256_cvtepu8_epi32(magnitudes), to_words),
+            _mm256_shuffle_epi8(_mm256_cvtepu8_epi32(negative), to_bytes),
+            _mm256_shuffle_epi8(_mm256_cvtepu8_epi32(plus), to_bytes),
+        ]
     }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn multiples8(halves: __m256i, [magnitudes, negative, plus]: [__m256i; 3]) -> __m256i {
+    // SAFETY: arithmetic only. A multiple is below 256, so none reaches the next byte.
+    unsafe { _mm256_add_epi8(_mm256_xor_si256(_mm256_mullo_epi16(halves, magnitudes), negative), plus) }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn add_scaled8(sum: __m256, whole: __m256, w: __m256, x: f32) -> __m256 {
+    // SAFETY: arithmetic only.
+    unsafe { _mm256_add_ps(sum, _mm256_mul_ps(_mm256_mul_ps(whole, w), _mm256_set1_ps(x))) }
 }
 
 /// # Safety
@@ -70,6 +124,18 @@ impl Dot for Avx2 {
             let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
             [[_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)], [high(a), high(b)]]
         }
+    }
+    type Steps = [[__m256i; 3]; 2];
+    #[inline(always)]
+    unsafe fn steps(from: *const i8) -> Self::Steps {
+        unsafe {
+            let [a, b, c] = steps16(from);
+            [steps8([a, b, c]), steps8([_mm_srli_si128::<8>(a), _mm_srli_si128::<8>(b), _mm_srli_si128::<8>(c)])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiples(halves: Self::Bytes, steps: Self::Steps) -> Self::Bytes {
+        unsafe { [multiples8(halves[0], steps[0]), multiples8(halves[1], steps[1])] }
     }
     #[inline(always)]
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
@@ -110,8 +176,24 @@ impl Dot for Avx2 {
         unsafe { [scales8(from), scales8(from.add(16))] }
     }
     #[inline(always)]
-    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
-        unsafe { [add_scaled8(sum[0], ints[0], w[0], x), add_scaled8(sum[1], ints[1], w[1], x)] }
+    unsafe fn small(from: *const i8) -> Self::Floats {
+        unsafe {
+            let small = _mm_loadu_si128(from.cast());
+            let (first, second) = (_mm256_cvtepi8_epi32(small), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(small)));
+            Self::converted([first, second])
+        }
+    }
+    #[inline(always)]
+    unsafe fn converted(ints: Self::Ints) -> Self::Floats {
+        unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] }
+    }
+    #[inline(always)]
+    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        unsafe { [_mm256_add_ps(sum[0], _mm256_mul_ps(a[0], b[0])), _mm256_add_ps(sum[1], _mm256_mul_ps(a[1], b[1]))] }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {
+        unsafe { [add_scaled8(sum[0], whole[0], w[0], x), add_scaled8(sum[1], whole[1], w[1], x)] }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::Floats) {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::super::LANES;
+use super::super::{HALF_OFFSET, LANES, OFFSET};
 use super::Dot;
 
 #[derive(Clone, Copy)]
@@ -22,6 +22,20 @@ impl Dot for Portable {
     unsafe fn nibbles(from: *const u8) -> [Self::Bytes; 2] {
         let both = unsafe { Self::bytes(from) };
         [both.map(|byte| byte & 15), both.map(|byte| byte >> 4)]
+    }
+    type Steps = [i8; LANES];
+    #[inline(always)]
+    unsafe fn steps(from: *const i8) -> Self::Steps {
+        unsafe { from.cast::<Self::Steps>().read() }
+    }
+    #[inline(always)]
+    unsafe fn multiples(mut halves: Self::Bytes, steps: Self::Steps) -> Self::Bytes {
+        for (halves, step) in halves.chunks_exact_mut(4).zip(steps) {
+            for half in halves {
+                *half = ((i32::from(*half) - HALF_OFFSET) * i32::from(step) + OFFSET) as u8;
+            }
+        }
+        halves
     }
     #[inline(always)]
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
@@ -57,9 +71,24 @@ impl Dot for Portable {
         bits.map(|bits| bf16::from_bits(bits).to_f32())
     }
     #[inline(always)]
-    unsafe fn add_scaled(mut sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
-        for (sum, (ints, w)) in sum.iter_mut().zip(ints.into_iter().zip(w)) {
-            *sum += ints as f32 * w * x;
+    unsafe fn small(from: *const i8) -> Self::Floats {
+        unsafe { Self::steps(from) }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn converted(ints: Self::Ints) -> Self::Floats {
+        ints.map(|int| int as f32)
+    }
+    #[inline(always)]
+    unsafe fn add_product(mut sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        for (sum, (a, b)) in sum.iter_mut().zip(a.into_iter().zip(b)) {
+            *sum += a * b;
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(mut sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {
+        for (sum, (whole, w)) in sum.iter_mut().zip(whole.into_iter().zip(w)) {
+            *sum += whole * w * x;
         }
         sum
     }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::{spread, steps16};
 use super::{Dot, DotKernel};
 use crate::tiles::Tiles;
 
@@ -32,6 +33,25 @@ impl Dot for Vnni {
             let (both, mask) = (Self::bytes(from), _mm512_set1_epi8(15));
             [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
         }
+    }
+    type Steps = [__m512i; 3];
+    #[inline(always)]
+    unsafe fn steps(from: *const i8) -> Self::Steps {
+        unsafe {
+            let [magnitudes, negative, plus] = steps16(from);
+            let [to_words, to_bytes] = spread();
+            let (to_words, to_bytes) = (_mm512_broadcast_i32x4(to_words), _mm512_broadcast_i32x4(to_bytes));
+            [
+                _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(magnitudes), to_words),
+                _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(negative), to_bytes),
+                _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(plus), to_bytes),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiples(halves: Self::Bytes, [magnitudes, negative, plus]: Self::Steps) -> Self::Bytes {
+        // A multiple is below 256, so none reaches the next byte.
+        unsafe { _mm512_add_epi8(_mm512_xor_si512(_mm512_mullo_epi16(halves, magnitudes), negative), plus) }
     }
     #[inline(always)]
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes) {
@@ -65,11 +85,20 @@ impl Dot for Vnni {
         }
     }
     #[inline(always)]
-    unsafe fn add_scaled(sum: Self::Floats, ints: Self::Ints, w: Self::Floats, x: f32) -> Self::Floats {
-        unsafe {
-            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(ints), w);
-            _mm512_add_ps(sum, _mm512_mul_ps(scaled, _mm512_set1_ps(x)))
-        }
+    unsafe fn small(from: *const i8) -> Self::Floats {
+        unsafe { Self::converted(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn converted(ints: Self::Ints) -> Self::Floats {
+        unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+    #[inline(always)]
+    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {
+        unsafe { _mm512_add_ps(sum, _mm512_mul_ps(_mm512_mul_ps(whole, w), _mm512_set1_ps(x))) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::Floats) {

@@ -3,16 +3,11 @@
 #![expect(unsafe_code, reason = "tiles and vector loads; contracts stand at each function")]
 
 use super::super::dot::Dot;
-use super::super::tiles::{self, DEPTH_MAX};
-use super::super::unit::Unit;
-use super::super::{LANES, UNIT};
+use super::super::tiles::{self, DEPTH};
+use super::super::unit::{EightBits, Unit};
+use super::super::{GROUP, LANES, UNIT};
 use super::{PANELS, Panels, Part, TILE_ROWS};
 use crate::tiles::{SIDE, Tiles};
-
-/// Values of a row of inputs in a tile: a whole part of a group.
-pub(super) const fn tile_depth<U: Unit>() -> usize {
-    if U::GROUP * UNIT < DEPTH_MAX { U::GROUP * UNIT } else { DEPTH_MAX }
-}
 
 const _: () = assert!(
     SIDE.is_multiple_of(TILE_ROWS) && SIDE == LANES,
@@ -25,7 +20,7 @@ impl Panels<'_> {
     /// # Safety
     /// As [`Panels::part`]; there are two panels of whole bytes, and rows `row..row + SIDE`.
     #[inline(always)]
-    pub(super) unsafe fn tiled<D: Dot, U: Unit, T: Tiles, const P: usize>(
+    pub(super) unsafe fn tiled<D: Dot, T: Tiles, const P: usize>(
         &self,
         row: usize,
         part: &Part<P>,
@@ -36,21 +31,27 @@ impl Panels<'_> {
         let x = self.x.values[row * padded + part.units.start * UNIT..].as_ptr();
         let mut ints = [0; PANELS * SIDE * SIDE];
         for (index, group) in part.groups.clone().enumerate() {
-            let first = index * U::GROUP;
-            let (values, fresh) = ((part.units.len() - first).min(U::GROUP) * UNIT, part.fresh && index == 0);
+            let first = index * GROUP / UNIT;
+            let (values, fresh) = ((part.units.len() - first).min(GROUP / UNIT) * UNIT, part.fresh && index == 0);
             // SAFETY: the group lies within the rows and panels; what has no whole tiles goes the way of all other rows.
             unsafe {
-                let w = part.w.map(|w| w.add(first * U::BYTES));
-                if values.is_multiple_of(tile_depth::<U>()) {
-                    let steps = (tile_depth::<U>(), values / tile_depth::<U>());
-                    tiles::product(tiles, steps, x.add(first * UNIT), padded, [w[0], w[P - 1]], ints.as_mut_ptr());
+                let w = part.w.map(|w| w.add(first * EightBits::BYTES));
+                if values.is_multiple_of(DEPTH) {
+                    tiles::product(
+                        tiles,
+                        values / DEPTH,
+                        x.add(first * UNIT),
+                        padded,
+                        [w[0], w[P - 1]],
+                        ints.as_mut_ptr(),
+                    );
                     self.scale::<D, P>(row, group, part, &ints, fresh, to);
                 } else {
                     let start = part.units.start + first;
                     let units = start..start + values / UNIT;
                     let rest = Part { groups: group..group + 1, units, w, fresh, ..*part };
                     for m in (0..SIDE).step_by(TILE_ROWS) {
-                        self.tile::<D, U, TILE_ROWS, P>(row + m, &rest, to.add(m * P * LANES));
+                        self.tile::<D, EightBits, TILE_ROWS, P>(row + m, &rest, to.add(m * P * LANES));
                     }
                 }
             }
@@ -81,7 +82,7 @@ impl Panels<'_> {
                     let start = *self.x.starts.as_ptr().add(at);
                     let ints = D::ints_plus(ints.as_ptr().add((p * SIDE + m) * SIDE), start);
                     let sum = if fresh { D::zero() } else { D::floats(to) };
-                    D::store(to, D::add_scaled(sum, ints, w, *self.x.scales.as_ptr().add(at)));
+                    D::store(to, D::add_scaled(sum, D::converted(ints), w, *self.x.scales.as_ptr().add(at)));
                 }
             }
         }
