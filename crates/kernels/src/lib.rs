@@ -42,6 +42,6 @@ pub use memory::{ForeignMemory, KvMemory};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm};
 pub use pointwise::{argmax, log_sum_exp, silu_mul, softmax_weights};
 pub use pool::Pool;
-pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_matmul};
+pub use quant::{Bits, Groups, PackError, QuantizedMatrix, QuantizedRows, quantized_gated_matmul, quantized_matmul};
 pub use rope::{Angles, NewHeads, rope_and_store};
 pub use simd::{Isa, IsaError};

@@ -13,10 +13,12 @@
 //! ```text
 //! Groups  ─► where both sides are cut        QuantizedMatrix ─► weights, packed at load (pack.rs, round.rs)
 //! Dot     ─► integer vectors of a level      QuantizedRows   ─► inputs, once for all products that share them (rows.rs)
+//! gated   ─► gate and up of an MLP at once, into the inputs of what follows
 //! tiles   ─► the same sums by tile registers, on some CPUs
 //! ```
 
 pub(crate) mod dot;
+mod gated;
 mod groups;
 mod pack;
 mod product;
@@ -27,6 +29,7 @@ mod tests;
 pub(crate) mod tiles;
 mod unit;
 
+pub use gated::quantized_gated_matmul;
 pub use groups::Groups;
 pub use pack::{PackError, QuantizedMatrix};
 pub use product::quantized_matmul;

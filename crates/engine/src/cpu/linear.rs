@@ -78,15 +78,6 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut Vec<f32>,
 }
 
-impl Product<'_> {
-    fn projection(&self) -> Option<Projection<'_>> {
-        match self.matrix {
-            CpuMatrix::Mapped { matrix, .. } => Some(Projection { weights: matrix.view(), bias: self.bias }),
-            CpuMatrix::Packed(_) => None,
-        }
-    }
-}
-
 /// The input of products, laid out for their weights. Kept from step to step, so that a warm step allocates nothing.
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -124,14 +115,25 @@ impl Rows {
         next: &CpuMatrix,
         to: &mut Rows,
     ) -> bool {
-        match (gate.projection(), up.projection(), next) {
-            (Some(gate), Some(up), CpuMatrix::Mapped { matrix, segments }) => {
+        use CpuMatrix::{Mapped, Packed};
+        let biases = [gate.bias, up.bias];
+        match (gate.matrix, up.matrix, next) {
+            (Mapped { matrix: gate, .. }, Mapped { matrix: up, .. }, Mapped { matrix, segments }) => {
+                let projections = projections([gate.view(), up.view()], biases);
                 let next = (matrix.view().element(), segments);
-                kernels::gated_matmul(isa, pool, &self.mapped, [gate, up], next, &mut to.mapped)
+                kernels::gated_matmul(isa, pool, &self.mapped, projections, next, &mut to.mapped)
+            }
+            (Packed(gate), Packed(up), Packed(next)) => {
+                let projections = projections([gate, up], biases);
+                kernels::quantized_gated_matmul(isa, pool, &self.packed, projections, next.groups(), &mut to.packed)
             }
             _ => false,
         }
     }
+}
+
+fn projections<'a, W>([gate, up]: [W; 2], [of_gate, of_up]: [Option<&'a [f32]>; 2]) -> [Projection<'a, W>; 2] {
+    [Projection { weights: gate, bias: of_gate }, Projection { weights: up, bias: of_up }]
 }
 
 /// Computes products of one input, whose matrices are all mapped or all packed and cut alike. `rows` is made ready once for all.

@@ -9,9 +9,9 @@ use crate::simd::{Isa, Kernel, Simd};
 
 /// Weights and the bias of a product.
 #[derive(Clone, Copy)]
-pub struct Projection<'a> {
-    pub weights: WeightView<'a>,
-    /// `[weights.rows]`
+pub struct Projection<'a, W> {
+    pub weights: W,
+    /// As many as the weights have rows.
     pub bias: Option<&'a [f32]>,
 }
 
@@ -22,7 +22,7 @@ pub fn gated_matmul(
     isa: Isa,
     pool: &Pool,
     x: &Inputs,
-    [gate, up]: [Projection<'_>; 2],
+    [gate, up]: [Projection<'_, WeightView<'_>>; 2],
     (element, segments): (Element, &Segments),
     to: &mut Inputs,
 ) -> bool {

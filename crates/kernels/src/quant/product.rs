@@ -22,7 +22,7 @@ pub(super) const PANELS: usize = 2;
 
 /// Rows that go through all panels together: their inputs stay in the second-level cache, and the pages of their outputs within
 /// reach, which a panel's columns of all rows would not.
-const ROWS: usize = 128;
+pub(super) const ROWS: usize = 128;
 
 /// From so many rows on bytes are made of half bytes once for all of them, where every tile of rows would do it again.
 const APART: usize = 32;
@@ -38,7 +38,7 @@ const AHEAD_BYTES: usize = 2048;
 const PLACE: usize = ROWS * PANELS * LANES;
 
 /// Tasks of each thread with many rows.
-const TASKS: usize = 4;
+pub(super) const TASKS: usize = 4;
 
 /// `out = x * w^T (+ bias)`: `out` is `[rows of x][w.rows]`, `bias` `[w.rows]`. Panics if the shapes do not agree.
 pub fn quantized_matmul(
@@ -49,10 +49,8 @@ pub fn quantized_matmul(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    assert_eq!(x.values.len(), x.rows * w.groups().padded_row(), "rows of other groups");
-    assert_eq!(x.scales.len(), x.rows * w.groups().len(), "rows of other groups");
+    x.check(w, bias);
     assert_eq!(out.len(), x.rows * w.rows(), "output of another product");
-    assert!(bias.is_none_or(|bias| bias.len() == w.rows()), "bias of another product");
     let panels = w.panels();
     // Few tasks, so that each reads one long run of memory; with many rows, enough for a thread to make up for a slower one.
     let tasks = pool.threads() * if x.rows < ROWS { 1 } else { TASKS };
@@ -60,18 +58,50 @@ pub fn quantized_matmul(
     let out = SharedMut::new(out);
     pool.run(panels.div_ceil(share), |task| {
         let panels = task * share..((task + 1) * share).min(panels);
-        dot::run(isa, Panels { x, w, bias, panels, out: &out });
+        let out = Outputs { to: &out, first: (0, 0), width: w.rows() };
+        dot::run(isa, Panels { x, w, bias, rows: 0..x.rows, panels, out });
     });
 }
 
-/// All rows times some panels; a task.
-struct Panels<'a> {
-    x: &'a QuantizedRows,
-    w: &'a QuantizedMatrix,
-    bias: Option<&'a [f32]>,
-    panels: Range<usize>,
-    /// `[row][w.rows]`; this task writes the columns of its panels and nothing else.
-    out: &'a SharedMut<'a, f32>,
+impl QuantizedRows {
+    /// Panics if these are not rows for products with `w`.
+    pub(super) fn check(&self, w: &QuantizedMatrix, bias: Option<&[f32]>) {
+        assert_eq!(self.values.len(), self.rows * w.groups().padded_row(), "rows of other groups");
+        assert_eq!(self.scales.len(), self.rows * w.groups().len(), "rows of other groups");
+        assert!(bias.is_none_or(|bias| bias.len() == w.rows()), "bias of another product");
+    }
+}
+
+/// Some rows times some panels; a task.
+pub(super) struct Panels<'a> {
+    pub(super) x: &'a QuantizedRows,
+    pub(super) w: &'a QuantizedMatrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+    /// This task writes its rows, the columns of its panels and nothing else.
+    pub(super) out: Outputs<'a>,
+}
+
+/// Where outputs are written: `[row][column]`.
+pub(super) struct Outputs<'a> {
+    pub(super) to: &'a SharedMut<'a, f32>,
+    /// The first row and column that have a place.
+    pub(super) first: (usize, usize),
+    /// Columns from one row to the next.
+    pub(super) width: usize,
+}
+
+impl Outputs<'_> {
+    /// # Safety
+    /// No two parts that are alive at the same time overlap.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one slice")]
+    unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        let start = (row - self.first.0) * self.width + columns.start - self.first.1;
+        // SAFETY: passed on.
+        unsafe { self.to.slice(start, columns.len()) }
+    }
 }
 
 impl DotKernel for Panels<'_> {
@@ -123,12 +153,12 @@ impl Panels<'_> {
     #[inline(always)]
     unsafe fn all<D: Dot, U: Unit, T: Tiles>(&self) {
         // SAFETY: tiles exist where `T` does.
-        let tiles = if self.x.rows < SIDE { None } else { unsafe { T::configure(&tiles::shapes()) } };
+        let tiles = if self.rows.len() < SIDE { None } else { unsafe { T::configure(&tiles::shapes()) } };
         let room = &mut Room { unpacked: Unpacked::new(), tiles };
         let mut sums = Sums::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        for row in (0..self.x.rows).step_by(ROWS) {
-            let rows = row..(row + ROWS).min(self.x.rows);
+        for row in self.rows.clone().step_by(ROWS) {
+            let rows = row..(row + ROWS).min(self.rows.end);
             for panel in self.panels.clone().step_by(PANELS) {
                 // SAFETY: these rows and panels exist; sums are there once they are computed.
                 unsafe {
@@ -336,7 +366,7 @@ impl Panels<'_> {
         for m in 0..M {
             // SAFETY: an empty part of a row that exists; passed on.
             unsafe {
-                let out = self.out.slice((row + m) * self.w.rows() + panel * LANES, 0).as_ptr();
+                let out = self.out.row(row + m, panel * LANES..panel * LANES).as_ptr();
                 for p in 0..P {
                     D::prefetch_write(out.wrapping_add(p * LANES).cast());
                 }
@@ -355,10 +385,10 @@ impl Panels<'_> {
             let columns = (panel + p) * LANES..((panel + p + 1) * LANES).min(n);
             let bias = self.bias.map(|bias| &bias[columns.clone()]);
             for (m, row) in rows.clone().enumerate() {
-                // SAFETY: the output row has `w.rows` columns, of which this task owns those of its panels.
+                // SAFETY: this task owns the columns of its panels in these rows.
                 let (sum, out) = unsafe {
                     let sum = &*sums.add((m * P + p) * LANES).cast::<[f32; LANES]>();
-                    (sum, self.out.slice(row * n + columns.start, columns.len()))
+                    (sum, self.out.row(row, columns.clone()))
                 };
                 write(out, sum, bias);
             }

@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "vector loads within a row; disjoint writes from several threads")]
 
+use std::ops::Range;
+
 use super::{GROUP, Groups, HALF_OFFSET, OFFSET, QUARTERS};
 use crate::Pool;
 use crate::pool::SharedMut;
@@ -24,37 +26,32 @@ pub struct QuantizedRows {
 impl QuantizedRows {
     /// Takes the rows of `x`, `[rows][k]`. Panics if `x` is not whole rows of `groups`.
     pub fn fill(&mut self, isa: Isa, pool: &Pool, groups: &Groups, x: &[f32]) {
-        let (width, padded, count) = (groups.row(), groups.padded_row(), groups.len());
+        let width = groups.row();
         assert!(x.len().is_multiple_of(width), "{} values are not rows of {width}", x.len());
-        self.rows = x.len() / width;
-        self.values.resize(self.rows * padded, 0);
-        self.scales.resize(self.rows * count, 0.0);
-        self.starts.resize(self.rows * count, 0);
-        self.quarter_starts.resize(self.rows * count * QUARTERS, 0);
-        let values = SharedMut::new(&mut self.values);
-        let (scales, starts) = (SharedMut::new(&mut self.scales), SharedMut::new(&mut self.starts));
-        let quarter_starts = SharedMut::new(&mut self.quarter_starts);
-        let threads = if self.rows < FEW { 1 } else { pool.threads() };
-        let share = self.rows.div_ceil(threads).max(1);
-        pool.run(self.rows.div_ceil(share), |task| {
-            for row in task * share..((task + 1) * share).min(x.len() / width) {
-                // SAFETY: each row belongs to one task.
-                let to = unsafe {
-                    QuantizeRow {
-                        x: &x[row * width..][..width],
-                        groups,
-                        values: values.slice(row * padded, padded),
-                        scales: scales.slice(row * count, count),
-                        starts: starts.slice(row * count, count),
-                        quarter_starts: quarter_starts
-                            .slice(row * count * QUARTERS, count * QUARTERS)
-                            .as_chunks_mut()
-                            .0,
-                    }
-                };
-                isa.run(to);
-            }
+        let rows = x.len() / width;
+        let to = &self.filling(groups, rows);
+        let threads = if rows < FEW { 1 } else { pool.threads() };
+        let share = rows.div_ceil(threads).max(1);
+        pool.run(rows.div_ceil(share), |task| {
+            isa.run(RoundRows { x, rows: task * share..((task + 1) * share).min(rows), to });
         });
+    }
+
+    /// Makes room for so many rows, all groups of which are to be put.
+    pub(super) fn filling<'a>(&'a mut self, groups: &'a Groups, rows: usize) -> Filling<'a> {
+        let count = rows * groups.len();
+        self.rows = rows;
+        self.values.resize(rows * groups.padded_row(), 0);
+        self.scales.resize(count, 0.0);
+        self.starts.resize(count, 0);
+        self.quarter_starts.resize(count * QUARTERS, 0);
+        Filling {
+            groups,
+            values: SharedMut::new(&mut self.values),
+            scales: SharedMut::new(&mut self.scales),
+            starts: SharedMut::new(&mut self.starts),
+            quarter_starts: SharedMut::new(&mut self.quarter_starts),
+        }
     }
 }
 
@@ -67,38 +64,68 @@ const MAX: f32 = 127.0;
 /// Added to a small number, it leaves the nearest integer (ties to even) in the lowest bits.
 const ROUND: f32 = (3u32 << 22) as f32;
 
-struct QuantizeRow<'a> {
-    x: &'a [f32],
+/// Rows that are being filled, by several threads.
+pub(super) struct Filling<'a> {
     groups: &'a Groups,
-    values: &'a mut [i8],
-    scales: &'a mut [f32],
-    starts: &'a mut [i32],
-    quarter_starts: &'a mut [[i32; QUARTERS]],
+    values: SharedMut<'a, i8>,
+    scales: SharedMut<'a, f32>,
+    starts: SharedMut<'a, i32>,
+    quarter_starts: SharedMut<'a, i32>,
 }
 
-impl Kernel for QuantizeRow<'_> {
+impl Filling<'_> {
+    /// Rounds a group of a row.
+    ///
+    /// # Safety
+    /// Nobody else puts the same group of the row; the CPU has `S`.
+    #[inline(always)]
+    pub(super) unsafe fn put<S: Simd>(&self, row: usize, group: usize, x: &[f32]) {
+        let (at, padded) = (row * self.groups.len() + group, self.groups.padded(group));
+        // SAFETY: each group of each row has parts of its own; passed on.
+        let (values, scale, start, quarter_starts, largest) = unsafe {
+            (
+                self.values.slice(row * self.groups.padded_row() + padded.start, padded.len()),
+                self.scales.slice(at, 1),
+                self.starts.slice(at, 1),
+                self.quarter_starts.slice(at * QUARTERS, QUARTERS),
+                largest::<S>(x),
+            )
+        };
+        let factor = if largest > f32::MIN_POSITIVE { MAX / largest } else { 0.0 };
+        values[x.len()..].fill(0);
+        let mut sums = [0; QUARTERS];
+        let quarters = values.chunks_mut(GROUP / QUARTERS).zip(x.chunks(GROUP / QUARTERS));
+        for ((values, x), sum) in quarters.zip(&mut sums) {
+            for (value, x) in values.iter_mut().zip(x) {
+                *value = (x * factor + ROUND).to_bits() as i8;
+                *sum += i32::from(*value);
+            }
+        }
+        scale[0] = largest / MAX;
+        start[0] = -OFFSET * sums.iter().sum::<i32>();
+        quarter_starts.iter_mut().zip(sums).for_each(|(start, sum)| *start = -HALF_OFFSET * sum);
+    }
+}
+
+/// Some rows of `x`; a task.
+struct RoundRows<'a> {
+    x: &'a [f32],
+    rows: Range<usize>,
+    to: &'a Filling<'a>,
+}
+
+impl Kernel for RoundRows<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for index in 0..self.groups.len() {
-            let x = &self.x[self.groups.plain(index)];
-            let values = &mut self.values[self.groups.padded(index)];
-            // SAFETY: the CPU has `S`.
-            let largest = unsafe { largest::<S>(x) };
-            let factor = if largest > f32::MIN_POSITIVE { MAX / largest } else { 0.0 };
-            values[x.len()..].fill(0);
-            let mut sums = [0; QUARTERS];
-            let quarters = values.chunks_mut(GROUP / QUARTERS).zip(x.chunks(GROUP / QUARTERS));
-            for ((values, x), sum) in quarters.zip(&mut sums) {
-                for (value, x) in values.iter_mut().zip(x) {
-                    *value = (x * factor + ROUND).to_bits() as i8;
-                    *sum += i32::from(*value);
-                }
+        let groups = self.to.groups;
+        for row in self.rows {
+            let x = &self.x[row * groups.row()..][..groups.row()];
+            for group in 0..groups.len() {
+                // SAFETY: each row belongs to one task; the CPU has `S`.
+                unsafe { self.to.put::<S>(row, group, &x[groups.plain(group)]) };
             }
-            self.scales[index] = largest / MAX;
-            self.starts[index] = -OFFSET * sums.iter().sum::<i32>();
-            self.quarter_starts[index] = sums.map(|sum| -HALF_OFFSET * sum);
         }
     }
 }
