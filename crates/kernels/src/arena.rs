@@ -171,13 +171,19 @@ impl KvArena {
         }
     }
 
-    /// Where one head of one token lies. Panics if there is no such place.
+    /// Where one head of some tokens lies, that of the first; the others follow `token_bytes` apart. Panics if there is no such place.
     #[inline(always)]
-    pub(crate) fn head(&self, layer: usize, half: KvHalf, block: usize, slot: usize, head: usize) -> *const u8 {
-        assert!(head < self.shape.heads, "head {head} of {:?}", self.shape);
-        let place = self.shape.place(layer, half, block, slot..slot + 1);
-        let size = self.shape.head_bytes();
-        self.memory.span(self.start + place.start + head * size, size).cast_const()
+    pub(crate) fn heads(
+        &self,
+        layer: usize,
+        half: KvHalf,
+        block: usize,
+        slots: Range<usize>,
+        head: usize,
+    ) -> *const u8 {
+        assert!(head < self.shape.heads && !slots.is_empty(), "head {head}, slots {slots:?} of {:?}", self.shape);
+        let place = self.shape.place(layer, half, block, slots);
+        self.memory.span(self.start + place.start, place.len()).wrapping_add(head * self.shape.head_bytes())
     }
 }
 
@@ -335,7 +341,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "block 3, slots 0..1")]
     fn a_block_outside_is_refused() {
-        arena(KvElement::Bf16).head(0, KvHalf::Keys, 3, 0, 0);
+        arena(KvElement::Bf16).heads(0, KvHalf::Keys, 3, 0..1, 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ const TILE: usize = 64;
 const SPAN: usize = 8 * TILE;
 
 /// Query vectors that share one pass over the tokens: enough to make little of preparing a tile.
-const QUERIES: usize = 128;
+const QUERIES: usize = 256;
 
 /// Heads of one rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -282,7 +282,7 @@ struct Parts<'a> {
     k: &'a mut [f32],
     /// `[TILE][stride]`
     v: &'a mut [f32],
-    /// `[query][TILE]`: scores, then weights.
+    /// `[MAX_LANES][TILE]`: scores, then weights, of some queries.
     s: &'a mut [f32],
     /// Of the span that is being walked.
     span: Sums<'a>,
@@ -298,7 +298,7 @@ impl<'a> Parts<'a> {
     fn cut(scratch: &'a mut Vec<f32>, queries: usize, head_dim: usize) -> Self {
         let stride = stride(head_dim);
         let (vectors, tile, sums) = (queries * stride, TILE * stride, Sums::floats(queries, stride));
-        let floats = vectors + 2 * tile + 2 * sums + queries * (TILE + 1) + MAX_LANES * stride;
+        let floats = vectors + 2 * tile + 2 * sums + queries + MAX_LANES * (TILE + stride);
         if scratch.len() < floats {
             scratch.resize(floats, 0.0);
         }
@@ -308,7 +308,7 @@ impl<'a> Parts<'a> {
             rest = tail;
             part
         };
-        let (q, k, v, s) = (part(vectors), part(tile), part(tile), part(queries * TILE));
+        let (q, k, v, s) = (part(vectors), part(tile), part(tile), part(MAX_LANES * TILE));
         let (span, total) = (Sums::cut(part(sums), queries), Sums::cut(part(sums), queries));
         let (correction, rows) = (part(queries), part(MAX_LANES * stride));
         // What is left from before would be seen: the padding of heads must not count.
@@ -394,14 +394,17 @@ unsafe fn walk_span<S: Simd>(call: &Call<'_>, queries: &Queries, parts: &mut Par
         let seen = base.max(tokens.start)..(base + TILE).min(tokens.end);
         // SAFETY: passed on.
         unsafe {
-            stored.load::<S>(parts, call.shape.head_dim, base, seen.clone());
-            score::<S>(parts, count, seen.end - base);
-            for query in 0..count {
-                let position = queries.first + query / group;
-                let from = seen_from(position, call.shape.window).max(base) - base;
-                weigh::<S>(parts, query, from..(base + TILE).min(position + 1).saturating_sub(base));
+            stored.load::<S>(parts, base, seen.clone());
+            for first in (0..count).step_by(S::LANES) {
+                let some = first..(first + S::LANES).min(count);
+                score::<S>(parts, some.clone(), seen.end - base);
+                weigh::<S>(parts, some.clone(), |query| {
+                    let position = queries.first + query / group;
+                    let from = seen_from(position, call.shape.window).max(base) - base;
+                    from..(base + TILE).min(position + 1).saturating_sub(base)
+                });
+                add_values::<S>(parts, some, seen.start - base..seen.end - base);
             }
-            add_values::<S>(parts, count, seen.start - base..seen.end - base);
         }
     }
 }
@@ -426,16 +429,22 @@ impl Stored<'_> {
     /// # Safety
     /// The row's blocks hold the positions; the CPU has `S`.
     #[inline(always)]
-    unsafe fn load<S: Simd>(&self, parts: &mut Parts<'_>, dim: usize, base: usize, seen: Range<usize>) {
-        let stride = parts.stride;
+    unsafe fn load<S: Simd>(&self, parts: &mut Parts<'_>, base: usize, seen: Range<usize>) {
+        let (stride, block_size) = (parts.stride, self.layer.arena.shape().block_size);
         for start in (base..seen.end).step_by(S::LANES) {
             // SAFETY: passed on; LANES columns from a multiple of LANES on are within the tile, and `rows` holds as many keys.
             unsafe {
-                for position in start.max(seen.start)..(start + S::LANES).min(seen.end) {
-                    let at = (position - start) * stride;
-                    self.widen::<S>(KvHalf::Keys, position, &mut parts.rows[at..at + dim]);
-                    let at = (position - base) * stride;
-                    self.widen::<S>(KvHalf::Values, position, &mut parts.v[at..at + dim]);
+                let (mut position, end) = (start.max(seen.start), (start + S::LANES).min(seen.end));
+                while position < end {
+                    let slot = position % block_size;
+                    let slots = slot..(slot + end - position).min(block_size);
+                    let count = slots.len();
+                    let block = self.blocks[position / block_size] as usize;
+                    let keys = &mut parts.rows[(position - start) * stride..];
+                    self.widen::<S>(KvHalf::Keys, block, slots.clone(), keys, stride);
+                    let values = &mut parts.v[(position - base) * stride..];
+                    self.widen::<S>(KvHalf::Values, block, slots, values, stride);
+                    position += count;
                 }
                 for i in (0..stride).step_by(S::LANES) {
                     let mut keys = [S::splat(0.0); MAX_LANES];
@@ -451,21 +460,25 @@ impl Stored<'_> {
         }
     }
 
+    /// Some tokens of a block, `[slot][stride]`.
+    ///
     /// # Safety
     /// As [`Stored::load`].
     #[inline(always)]
-    unsafe fn widen<S: Simd>(&self, half: KvHalf, position: usize, out: &mut [f32]) {
+    unsafe fn widen<S: Simd>(&self, half: KvHalf, block: usize, slots: Range<usize>, to: &mut [f32], stride: usize) {
         let KvLayer { arena, layer } = *self.layer;
         let shape = arena.shape();
-        let block = self.blocks[position / shape.block_size] as usize;
-        let slot = position % shape.block_size;
-        let head = arena.head(layer, half, block, slot, self.kv_head);
-        // SAFETY: `head` holds `dim` elements, as many as `out`.
-        unsafe {
-            match shape.element {
-                KvElement::F32 => matmul::widen::<S, F32>(head, out),
-                KvElement::Bf16 => matmul::widen::<S, Bf16>(head, out),
-                KvElement::Int8 => widen_int8(head, out),
+        let first = arena.heads(layer, half, block, slots.clone(), self.kv_head);
+        let heads = (0..slots.len()).map(|slot| first.wrapping_add(slot * shape.token_bytes()));
+        let to = to.chunks_mut(stride).map(|to| &mut to[..shape.head_dim]);
+        for (head, to) in heads.zip(to) {
+            // SAFETY: a head is `head_dim` elements, as many as there is room for.
+            unsafe {
+                match shape.element {
+                    KvElement::F32 => matmul::widen::<S, F32>(head, to),
+                    KvElement::Bf16 => matmul::widen::<S, Bf16>(head, to),
+                    KvElement::Int8 => widen_int8(head, to),
+                }
             }
         }
     }
@@ -484,48 +497,48 @@ unsafe fn widen_int8(head: *const u8, out: &mut [f32]) {
     }
 }
 
-/// `s[query][token] = q[query] . k[token]` for the first `tokens` of the tile (and some behind them), each dot product one element after
-/// the other.
+/// `s[i][token] = q[query] . k[token]` for the `i`-th of some queries and the first `tokens` of the tile (and some behind them), each dot
+/// product one element after the other.
 ///
 /// # Safety
 /// The parts are as documented; the CPU has `S`.
 #[inline(always)]
-unsafe fn score<S: Simd>(parts: &mut Parts<'_>, queries: usize, tokens: usize) {
-    let mut query = 0;
-    while query < queries {
+unsafe fn score<S: Simd>(parts: &mut Parts<'_>, queries: Range<usize>, tokens: usize) {
+    let mut at = 0;
+    while at < queries.len() {
         // SAFETY: passed on; no more queries than are left are taken.
-        query += unsafe {
-            match (S::LANES, queries - query) {
-                (16, 8..) => score_some::<S, 8>(parts, query, tokens),
-                (_, 4..) => score_some::<S, 4>(parts, query, tokens),
-                (_, 2..) => score_some::<S, 2>(parts, query, tokens),
-                _ => score_some::<S, 1>(parts, query, tokens),
+        at += unsafe {
+            match (S::LANES, queries.len() - at) {
+                (16, 8..) => score_some::<S, 8>(parts, queries.start, at, tokens),
+                (_, 4..) => score_some::<S, 4>(parts, queries.start, at, tokens),
+                (_, 2..) => score_some::<S, 2>(parts, queries.start, at, tokens),
+                _ => score_some::<S, 1>(parts, queries.start, at, tokens),
             }
         };
     }
 }
 
-/// Scores of `Q` queries; returns `Q`.
+/// Scores of `Q` queries, from the `i`-th behind `first` on; returns `Q`.
 ///
 /// # Safety
 /// As [`score`].
 #[inline(always)]
-unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usize, tokens: usize) -> usize {
+unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, first: usize, i: usize, tokens: usize) -> usize {
     let stride = parts.stride;
     for token in (0..tokens).step_by(2 * S::LANES) {
         // SAFETY: TILE is a multiple of 2 * LANES, so two vectors fit behind every such token.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; Q];
-            let q = parts.q.as_ptr().add(query * stride);
+            let q = parts.q.as_ptr().add((first + i) * stride);
             let k = parts.k.as_ptr().add(token);
-            for i in 0..stride {
-                let k = [S::load(k.add(i * TILE)), S::load(k.add(i * TILE + S::LANES))];
+            for e in 0..stride {
+                let k = [S::load(k.add(e * TILE)), S::load(k.add(e * TILE + S::LANES))];
                 for (at, sums) in sums.iter_mut().enumerate() {
-                    let q = S::splat(*q.add(at * stride + i));
+                    let q = S::splat(*q.add(at * stride + e));
                     *sums = [S::mul_add(q, k[0], sums[0]), S::mul_add(q, k[1], sums[1])];
                 }
             }
-            let s = parts.s.as_mut_ptr().add(query * TILE + token);
+            let s = parts.s.as_mut_ptr().add(i * TILE + token);
             for (at, sums) in sums.iter().enumerate() {
                 S::store(s.add(at * TILE), sums[0]);
                 S::store(s.add(at * TILE + S::LANES), sums[1]);
@@ -535,41 +548,67 @@ unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usiz
     Q
 }
 
-/// Turns a query's scores into weights, zero outside of `seen`, and moves `max`, `sum` and `correction` on.
+/// Turns the scores of some queries into weights, zero outside of what `seen` says of each, and moves `max`, `sum` and `correction` on.
 ///
 /// # Safety
-/// As [`score`]; `seen` lies within the tile.
+/// As [`score`]; at most LANES queries; `seen` lies within the tile.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(parts: &mut Parts<'_>, query: usize, seen: Range<usize>) {
-    let s = &mut parts.s[query * TILE..][..TILE];
-    if seen.is_empty() {
-        s.fill(0.0);
-        parts.correction[query] = 1.0;
-        return;
+unsafe fn weigh<S: Simd>(parts: &mut Parts<'_>, queries: Range<usize>, seen: impl Fn(usize) -> Range<usize>) {
+    let (maxima, all) = (&mut parts.span.max[queries.clone()], &mut parts.span.sum[queries.clone()]);
+    let corrections = &mut parts.correction[queries.clone()];
+    let (scores, count) = (parts.s.as_chunks_mut::<TILE>().0, queries.len());
+    // SAFETY: `count` lanes of what belongs to these queries.
+    unsafe {
+        let old = S::load_upto(maxima.as_ptr(), count);
+        for ((scores, max), query) in scores.iter_mut().zip(&mut *maxima).zip(queries.clone()) {
+            fill_unseen(scores, &seen(query), f32::NEG_INFINITY);
+            let mut top = S::splat(*max);
+            for scores in scores.chunks_exact(S::LANES) {
+                top = S::max(top, S::load(scores.as_ptr()));
+            }
+            *max = S::max_lane(top);
+        }
+        let max = S::load_upto(maxima.as_ptr(), count);
+        // Minus infinity, where nothing was seen yet, is not taken from itself.
+        let correction = S::exp(S::sub(old, S::max(S::splat(f32::MIN), max)));
+        S::store_upto(corrections.as_mut_ptr(), correction, count);
+        let mut sums = [S::splat(0.0); MAX_LANES];
+        for (((scores, sum), max), query) in scores.iter_mut().zip(&mut sums).zip(&*maxima).zip(queries) {
+            *sum = weights::<S>(scores, *max, seen(query));
+        }
+        let sum = S::add(S::mul(S::load_upto(all.as_ptr(), count), correction), S::sums(&sums));
+        S::store_upto(all.as_mut_ptr(), sum, count);
     }
-    s[..seen.start].fill(f32::NEG_INFINITY);
-    s[seen.end..].fill(f32::NEG_INFINITY);
+}
+
+/// Turns scores into weights, zero outside of `seen`; returns their sums by lane.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+unsafe fn weights<S: Simd>(scores: &mut [f32; TILE], max: f32, seen: Range<usize>) -> S::V {
     // SAFETY: TILE is a multiple of LANES.
     unsafe {
-        let mut top = S::splat(f32::NEG_INFINITY);
-        for i in (0..TILE).step_by(S::LANES) {
-            top = S::max(top, S::load(s.as_ptr().add(i)));
-        }
-        let max = S::max_lane(top).max(parts.span.max[query]);
-        for i in (0..TILE).step_by(S::LANES) {
-            let weight = S::exp(S::sub(S::load(s.as_ptr().add(i)), S::splat(max)));
-            S::store(s.as_mut_ptr().add(i), weight);
+        for scores in scores.chunks_exact_mut(S::LANES) {
+            S::store(scores.as_mut_ptr(), S::exp(S::sub(S::load(scores.as_ptr()), S::splat(max))));
         }
         // `exp` of minus infinity is only as good as zero, and a weight of nothing is to be nothing.
-        s[..seen.start].fill(0.0);
-        s[seen.end..].fill(0.0);
+        fill_unseen(scores, &seen, 0.0);
         let mut sum = S::splat(0.0);
-        for i in (0..TILE).step_by(S::LANES) {
-            sum = S::add(sum, S::load(s.as_ptr().add(i)));
+        for weights in scores.chunks_exact(S::LANES) {
+            sum = S::add(sum, S::load(weights.as_ptr()));
         }
-        let correction = S::max_lane(S::exp(S::splat(parts.span.max[query] - max)));
-        parts.span.sum[query] = parts.span.sum[query] * correction + S::sum(sum);
-        (parts.span.max[query], parts.correction[query]) = (max, correction);
+        sum
+    }
+}
+
+#[inline(always)]
+fn fill_unseen(tile: &mut [f32; TILE], seen: &Range<usize>, with: f32) {
+    if seen.is_empty() {
+        tile.fill(with);
+    } else {
+        tile[..seen.start].fill(with);
+        tile[seen.end..].fill(with);
     }
 }
 
@@ -578,34 +617,39 @@ unsafe fn weigh<S: Simd>(parts: &mut Parts<'_>, query: usize, seen: Range<usize>
 /// # Safety
 /// As [`score`]; `tokens` lies within the tile.
 #[inline(always)]
-unsafe fn add_values<S: Simd>(parts: &mut Parts<'_>, queries: usize, tokens: Range<usize>) {
-    let mut query = 0;
-    while query < queries {
+unsafe fn add_values<S: Simd>(parts: &mut Parts<'_>, queries: Range<usize>, tokens: Range<usize>) {
+    let mut at = 0;
+    while at < queries.len() {
         // SAFETY: passed on; no more queries than are left are taken.
-        query += unsafe {
-            match (S::LANES, queries - query) {
-                (16, 4..) => add_some::<S, 4>(parts, query, tokens.clone()),
-                (_, 2..) => add_some::<S, 2>(parts, query, tokens.clone()),
-                _ => add_some::<S, 1>(parts, query, tokens.clone()),
+        at += unsafe {
+            match (S::LANES, queries.len() - at) {
+                (16, 4..) => add_some::<S, 4>(parts, queries.start, at, tokens.clone()),
+                (_, 2..) => add_some::<S, 2>(parts, queries.start, at, tokens.clone()),
+                _ => add_some::<S, 1>(parts, queries.start, at, tokens.clone()),
             }
         };
     }
 }
 
-/// Values for `Q` queries; returns `Q`.
+/// Values for `Q` queries, from the `i`-th behind `first` on; returns `Q`.
 ///
 /// # Safety
 /// As [`add_values`].
 #[inline(always)]
-unsafe fn add_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usize, tokens: Range<usize>) -> usize {
+unsafe fn add_some<S: Simd, const Q: usize>(
+    parts: &mut Parts<'_>,
+    first: usize,
+    i: usize,
+    tokens: Range<usize>,
+) -> usize {
     let mut at = 0;
     while at < parts.stride {
         // SAFETY: passed on; `at` and as many vectors lie within the stride, a multiple of LANES.
         at += S::LANES
             * unsafe {
                 match (parts.stride - at) / S::LANES {
-                    4.. => add_part::<S, Q, 4>(parts, query, at, tokens.clone()),
-                    _ => add_part::<S, Q, 1>(parts, query, at, tokens.clone()),
+                    4.. => add_part::<S, Q, 4>(parts, (first, i), at, tokens.clone()),
+                    _ => add_part::<S, Q, 1>(parts, (first, i), at, tokens.clone()),
                 }
             };
     }
@@ -619,15 +663,15 @@ unsafe fn add_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, query: usize,
 #[inline(always)]
 unsafe fn add_part<S: Simd, const Q: usize, const N: usize>(
     parts: &mut Parts<'_>,
-    query: usize,
+    (first, i): (usize, usize),
     at: usize,
     tokens: Range<usize>,
 ) -> usize {
-    let stride = parts.stride;
+    let (stride, query) = (parts.stride, first + i);
     // SAFETY: as the caller grants.
     unsafe {
         let acc = parts.span.acc.as_mut_ptr().add(query * stride + at);
-        let s = parts.s.as_ptr().add(query * TILE);
+        let s = parts.s.as_ptr().add(i * TILE);
         let mut sums = [[S::splat(0.0); N]; Q];
         for (q, sums) in sums.iter_mut().enumerate() {
             let correction = S::splat(parts.correction[query + q]);
