@@ -41,7 +41,7 @@ pub struct EngineConfig {
 pub enum Quantization {
     /// 8 bits, a scale for 128 weights.
     Int8,
-    /// 4 bits, a scale for 32 weights.
+    /// 4 bits, a scale for 128 weights and a step for 32.
     Int4,
 }
 

@@ -116,7 +116,7 @@ unsafe fn quarter_grid<S: Simd>(units: &[[Values; UNIT]], scales: &Values) -> ([
     for end in ENDS {
         let (mut steps, mut grid) = ([0.0; LANES], [0.0; LANES]);
         for lane in 0..LANES {
-            let step = (largest[lane].abs() / scales[lane] / end.abs()).round_ties_even().min(STEP_MAX).max(1.0);
+            let step = (largest[lane].abs() / scales[lane] / end.abs()).round_ties_even().clamp(1.0, STEP_MAX);
             steps[lane] = if (largest[lane] > 0.0) == (end > 0.0) { step } else { -step };
             grid[lane] = scales[lane] * steps[lane];
         }

@@ -59,7 +59,7 @@ fn scale(weights: &[f32], bits: Bits, quotient: fn(f32, f32) -> f32) -> (bf16, V
     let step = |weights: &[f32]| {
         let largest = largest(weights);
         let step = |end: f32| {
-            let step = (largest.abs() / scale.to_f32() / end.abs()).round_ties_even().min(15.0).max(1.0);
+            let step = (largest.abs() / scale.to_f32() / end.abs()).round_ties_even().clamp(1.0, 15.0);
             if (largest > 0.0) == (end > 0.0) { step } else { -step }
         };
         let error = |step: f32| {
