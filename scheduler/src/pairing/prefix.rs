@@ -20,9 +20,10 @@ pub(crate) struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// Leading blocks of `chain` that are probably cached.
+    /// Leading blocks of `chain` that are probably cached. Whoever has a block has those before it, which are forgotten later: a few
+    /// lookups find the last.
     pub(crate) fn matched(&self, chain: &[BlockHash]) -> usize {
-        chain.iter().take_while(|hash| self.used.contains_key(hash)).count()
+        chain.partition_point(|hash| self.used.contains_key(hash))
     }
 
     /// The instance is about to compute or receive `chain`.

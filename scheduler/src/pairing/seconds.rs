@@ -70,7 +70,7 @@ impl Pairing {
         }
         slots.shuffle(rng);
         let mut listed: Vec<Slot> = slots[..SHORTLIST].to_vec();
-        slots.sort_by_key(|slot| std::cmp::Reverse(self.members[slot.0].cached_tokens(facts)));
+        slots.sort_by_cached_key(|slot| std::cmp::Reverse(self.members[slot.0].cached_tokens(facts)));
         listed.extend(&slots[..SHORTLIST]);
         slots.sort_by_key(|slot| (self.members[slot.0].queued_tokens(), self.members[slot.0].rows()));
         listed.extend(&slots[..SHORTLIST]);
@@ -80,16 +80,22 @@ impl Pairing {
     }
 
     fn cheapest(&self, prefills: &[Slot], decodes: &[Slot], facts: &Facts<'_>, now: Instant) -> Option<Route> {
-        let pairs = decodes.iter().flat_map(|&decode| {
-            prefills
-                .iter()
-                .map(move |&prefill| Route::Pair { prefill, decode })
-                .filter(|route| self.pair_allowed(*route, facts, now))
-        });
-        let locals = decodes.iter().map(|&decode| Route::Local { decode });
         let local_allowed = self.local_prefill != LocalPrefill::Never || !self.has_prefill();
-        let routes = pairs.chain(locals.filter(|_| local_allowed));
-        routes.min_by(|&a, &b| self.seconds(a, facts).total_cmp(&self.seconds(b, facts)))
+        let prompts: Vec<f64> = prefills.iter().map(|&prefill| self.prompt_seconds(prefill, facts)).collect();
+        let slow_downs: Vec<f64> = decodes.iter().map(|&decode| self.slow_down(decode, facts)).collect();
+        let pairs = decodes.iter().zip(&slow_downs).flat_map(|(&decode, slow_down)| {
+            let routes = prefills.iter().map(move |&prefill| Route::Pair { prefill, decode }).zip(&prompts);
+            routes
+                .filter(|(route, _)| self.pair_allowed(*route, facts, now))
+                .map(move |(route, prompt)| (route, prompt + self.exposed_seconds(route) + slow_down))
+        });
+        let locals = decodes
+            .iter()
+            .zip(&slow_downs)
+            .filter(|_| local_allowed)
+            .map(|(&decode, slow_down)| (Route::Local { decode }, self.local_seconds(decode, facts) + slow_down));
+        let routes = pairs.chain(locals);
+        routes.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(route, _)| route)
     }
 
     fn pair_allowed(&self, route: Route, facts: &Facts<'_>, now: Instant) -> bool {
@@ -99,23 +105,23 @@ impl Pairing {
                 || self.edges.get(&(prefill, decode)).is_none_or(|edge| edge.breaker.allows(now)))
     }
 
-    /// Expected seconds that serving by `route` costs this request and its neighbours.
-    pub(super) fn seconds(&self, route: Route, facts: &Facts<'_>) -> f64 {
-        let decode = &self.members[route.decode().0];
-        match route {
-            Route::Pair { prefill: slot, decode: _ } => {
-                let prefill = &self.members[slot.0];
-                let queue = self.prefill_seconds(prefill, prefill.queued_tokens());
-                let compute = self.prefill_seconds(prefill, prefill.uncached(facts));
-                let exposed = self.edges.get(&(slot, route.decode())).and_then(|edge| edge.exposed.get());
-                queue + PREFILL_WEIGHT * compute + exposed.unwrap_or(EXPOSED_SECONDS) + self.slow_down(decode, facts)
-            }
-            Route::Local { .. } => {
-                let queue = self.prefill_seconds(decode, decode.queued_tokens());
-                let compute = self.prefill_seconds(decode, decode.uncached(facts));
-                queue + (PREFILL_WEIGHT + f64::from(decode.rows())) * compute + self.slow_down(decode, facts)
-            }
-        }
+    /// Seconds until P has computed the prompt, what it lacks counted as often as it weighs.
+    fn prompt_seconds(&self, prefill: Slot, facts: &Facts<'_>) -> f64 {
+        let prefill = &self.members[prefill.0];
+        let compute = self.prefill_seconds(prefill, prefill.uncached(facts));
+        self.prefill_seconds(prefill, prefill.queued_tokens()) + PREFILL_WEIGHT * compute
+    }
+
+    /// The same where D computes it, which also holds up everyone who decodes there.
+    fn local_seconds(&self, decode: Slot, facts: &Facts<'_>) -> f64 {
+        let decode = &self.members[decode.0];
+        let compute = self.prefill_seconds(decode, decode.uncached(facts));
+        self.prefill_seconds(decode, decode.queued_tokens()) + (PREFILL_WEIGHT + f64::from(decode.rows())) * compute
+    }
+
+    fn exposed_seconds(&self, route: Route) -> f64 {
+        let Route::Pair { prefill, decode } = route else { return 0.0 };
+        self.edges.get(&(prefill, decode)).and_then(|edge| edge.exposed.get()).unwrap_or(EXPOSED_SECONDS)
     }
 
     fn prefill_seconds(&self, member: &Member, tokens: u32) -> f64 {
@@ -124,7 +130,8 @@ impl Pairing {
     }
 
     /// Seconds that this request's tokens take on D, and that its rows add to everyone else's.
-    fn slow_down(&self, decode: &Member, facts: &Facts<'_>) -> f64 {
+    fn slow_down(&self, decode: Slot, facts: &Facts<'_>) -> f64 {
+        let decode = &self.members[decode.0];
         let step = |rows| {
             let prices = || self.members.iter().map(|member| &member.price);
             decode.price.decode_step(rows).unwrap_or_else(|| assumed_decode_step(prices(), rows))
