@@ -79,6 +79,34 @@ mod tests {
         assert_eq!(index.matched(&chain([1, 2, 3])), 1);
     }
 
+    /// Prompts that share beginnings, more than are remembered, some corrected: looking up by halves finds what looking at each would.
+    #[test]
+    fn whoever_has_a_block_has_those_before_it() {
+        let prompt = |n: u16| {
+            chain(
+                (0..300)
+                    .map(|block| if block < 20 * (n % 10) { n % 10 * 300 + block } else { 3_000 + n * 300 + block }),
+            )
+        };
+        let mut index = PrefixIndex::default();
+        for n in (0..190).chain(0..50) {
+            let asked = prompt(n);
+            if n % 7 == 0 {
+                index.correct(&asked, usize::from(n));
+            }
+            index.insert(&asked);
+        }
+        let found: Vec<usize> = (0..190)
+            .map(prompt)
+            .map(|prompt| {
+                let matched = index.matched(&prompt);
+                assert_eq!(matched, prompt.iter().take_while(|hash| index.used.contains_key(hash)).count());
+                matched
+            })
+            .collect();
+        assert!(found.contains(&300) && found.iter().any(|matched| *matched < 300), "{found:?}");
+    }
+
     proptest! {
         #[test]
         fn stays_bounded_and_consistent(inserts in prop::collection::vec((0u16..2000, 1u16..400), 1..20)) {
