@@ -51,7 +51,9 @@ impl Plan {
             instances <= INSTANCES_MAX,
             "{instances} instances asked for; one machine gets at most {INSTANCES_MAX}"
         );
-        let address = free_address(args.host, args.port)?;
+        // Held until the workers' ports are chosen, so that none of them is this one.
+        let listener = free_listener(args.host, args.port)?;
+        let address = listener.local_addr()?;
         let model = model_dir(args)?;
         let model_name = model_name(args, &model);
         let run_dir = run_dir(args)?;
@@ -62,6 +64,7 @@ impl Plan {
             tensor_parallel_size: args.tensor_parallel_size,
         };
         let tables = shape.write_tables(address, &run_dir)?;
+        drop(listener);
         let https = args.tls_cert.as_deref().map(Pinned::load).transpose().context("--tls-cert")?;
         let secret = secret();
         let env = |local: &Path| {
@@ -174,12 +177,10 @@ fn run_dir(args: &Args) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// The scheduler's address, checked to be free; port 0 becomes a free one.
-fn free_address(host: IpAddr, port: u16) -> anyhow::Result<SocketAddr> {
+/// Proves that the scheduler's address is free; port 0 becomes a free one.
+fn free_listener(host: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let wanted = SocketAddr::new(host, port);
-    let bound =
-        TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}; choose another with --port"))?;
-    Ok(bound.local_addr()?)
+    TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}; choose another with --port"))
 }
 
 /// How workers share the cores of this machine: evenly, and each keeps to its own, so that a prompt on P takes nothing from D's tokens.
