@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use edge::Credentials;
-use kv::BlockHash;
 use parking_lot::Mutex;
 use proto::control::{self, Welcome};
 use rand::SeedableRng;
@@ -318,10 +317,6 @@ impl Cluster {
 
     // ---- what attempts report
 
-    pub(crate) fn cached(&self, slot: Slot, chain: &[BlockHash], tokens: u32) {
-        self.pairing.lock().cached(slot, chain, tokens);
-    }
-
     pub(crate) fn succeeded(&self, route: Route) {
         self.pairing.lock().succeeded(route);
     }
@@ -379,7 +374,7 @@ impl Cluster {
 
 impl Booked {
     pub(crate) fn route(&self) -> Route {
-        self.booking.route
+        self.booking.route()
     }
 
     /// The prompt is computed: the next one need not queue behind it.

@@ -17,7 +17,7 @@ mod leg;
 mod link;
 mod outbox;
 mod output;
-mod pairing;
+pub mod pairing;
 mod request;
 mod server;
 mod stored;

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use kv::BlockHash;
 use proto::control;
 use telemetry::SchedulerMetrics;
 use tokio::time::Instant;
@@ -92,7 +91,6 @@ struct Path {
     booked: Booked,
     prefill: Option<Arc<Connection>>,
     decode: Arc<Connection>,
-    chain: Vec<BlockHash>,
     key: RequestKey,
 }
 
@@ -185,7 +183,6 @@ impl Story<'_> {
         match decode.next().await? {
             Event::Reserved(reserved) => {
                 debug!(request_id = %path.key.request, stage = %Stage::Reserved, cached_tokens = reserved.cached_tokens, lease_ms = reserved.lease_ms, "reserved");
-                self.cluster.cached(path.decode.slot, &path.chain, reserved.cached_tokens);
                 Ok((decode, reserved.ticket))
             }
             other => Err(decode.unexpected(other.name(), "Reserved")),
@@ -218,7 +215,7 @@ impl Story<'_> {
             }
         };
         path.booked.computed();
-        self.computed(leg, path, connection, &first.stats.unwrap_or_default());
+        self.computed(leg, path, &first.stats.unwrap_or_default());
         if self.request.sampling.beam.is_none() {
             self.take(leg, &prefill, &first.tokens).map_err(|broken| broken.during(Stage::Prefilling))?;
         }
@@ -235,10 +232,9 @@ impl Story<'_> {
     }
 
     /// Learns from what computing the prompt took, wherever that was.
-    fn computed(&self, leg: &Leg, path: &Path, on: &Connection, stats: &control::PrefillStats) {
+    fn computed(&self, leg: &Leg, path: &Path, stats: &control::PrefillStats) {
         let (queued, computed) = (Duration::from_micros(stats.queue_us), Duration::from_micros(stats.compute_us));
         debug!(request_id = %path.key.request, stage = %Stage::Prefilling, cached_tokens = stats.cached_tokens, ?queued, ?computed, "prompt computed");
-        self.cluster.cached(on.slot, &path.chain, stats.cached_tokens);
         if !leg.has_output() {
             let (prompt, cached) = (self.request.prompt.len() as u64, u64::from(stats.cached_tokens));
             self.metrics.prefilled(prompt, cached.min(prompt), queued, computed);
@@ -258,7 +254,7 @@ impl Story<'_> {
         };
         link.settle();
         path.booked.computed();
-        self.computed(leg, path, &connection, &embedding.stats.unwrap_or_default());
+        self.computed(leg, path, &embedding.stats.unwrap_or_default());
         self.writer.embedded(self.request.number(), embedding.values);
         Ok(())
     }
@@ -350,7 +346,7 @@ impl Story<'_> {
         self.cluster.succeeded(path.booked.route());
         if path.prefill.is_none() {
             path.booked.computed();
-            self.computed(leg, path, &path.decode, stats.unwrap_or(&control::PrefillStats::default()));
+            self.computed(leg, path, stats.unwrap_or(&control::PrefillStats::default()));
         }
     }
 

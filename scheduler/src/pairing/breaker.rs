@@ -9,7 +9,7 @@ const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// For one instance or one pair. What the client did wrong is never counted.
 #[derive(Clone, Debug)]
-pub(crate) struct Breaker {
+pub(super) struct Breaker {
     /// Consecutive failures that open it.
     threshold: u32,
     failures: u32,
@@ -23,33 +23,37 @@ struct Open {
 }
 
 impl Breaker {
-    pub(crate) fn new(threshold: u32) -> Self {
+    pub(super) fn new(threshold: u32) -> Self {
         Self { threshold, failures: 0, open: None }
     }
 
     /// Whether a request may go there now.
-    pub(crate) fn allows(&self, now: Instant) -> bool {
+    pub(super) fn allows(&self, now: Instant) -> bool {
         self.open.is_none_or(|open| now >= open.until)
     }
 
-    pub(crate) fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    pub(super) fn has_failures(&self) -> bool {
+        self.failures > 0
     }
 
     /// A request goes there. With an open breaker it is the probe: until it succeeds, the next one waits twice as long. (A probe that
     /// never reports, because its client left, closes the door for that long and not for ever.)
-    pub(crate) fn tried(&mut self, now: Instant) {
+    pub(super) fn tried(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
             let pause = (open.pause * 2).min(OPEN_MAX);
             *open = Open { until: now + pause, pause };
         }
     }
 
-    pub(crate) fn succeeded(&mut self) {
+    pub(super) fn succeeded(&mut self) {
         *self = Self::new(self.threshold);
     }
 
-    pub(crate) fn failed(&mut self, now: Instant) {
+    pub(super) fn failed(&mut self, now: Instant) {
         self.failures += 1;
         if self.failures >= self.threshold && self.open.is_none() {
             self.open = Some(Open { until: now + OPEN_FIRST, pause: OPEN_FIRST });

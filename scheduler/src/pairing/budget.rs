@@ -7,7 +7,7 @@ const SHARE: f64 = 0.2;
 
 /// Spent only on retries after an instance answered with a failure; moving away from a lost instance is always allowed.
 #[derive(Clone, Debug)]
-pub(crate) struct RetryBudget {
+pub(super) struct RetryBudget {
     saved: f64,
 }
 
@@ -18,11 +18,11 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    pub(crate) fn earn(&mut self) {
+    pub(super) fn earn(&mut self) {
         self.saved = (self.saved + SHARE).min(BURST);
     }
 
-    pub(crate) fn spend(&mut self) -> bool {
+    pub(super) fn spend(&mut self) -> bool {
         let allowed = self.saved >= 1.0;
         if allowed {
             self.saved -= 1.0;

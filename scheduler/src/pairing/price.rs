@@ -5,7 +5,7 @@ const DECAY: f64 = 0.98;
 
 /// A straight line through recent observations: seconds = fixed + slope x units. Older ones fade.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Line {
+pub(super) struct Line {
     weight: f64,
     x: f64,
     y: f64,
@@ -14,7 +14,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn observe(&mut self, units: f64, seconds: f64) {
+    pub(super) fn observe(&mut self, units: f64, seconds: f64) {
         for (sum, term) in [
             (&mut self.weight, 1.0),
             (&mut self.x, units),
@@ -27,7 +27,7 @@ impl Line {
     }
 
     /// Expected seconds for `units`, or `None` before the first observation. Never negative.
-    pub(crate) fn at(&self, units: f64) -> Option<f64> {
+    pub(super) fn at(&self, units: f64) -> Option<f64> {
         if self.weight == 0.0 {
             return None;
         }
@@ -47,18 +47,18 @@ impl Line {
 
 /// An average in which older observations fade.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fading {
+pub(super) struct Fading {
     weight: f64,
     sum: f64,
 }
 
 impl Fading {
-    pub(crate) fn observe(&mut self, value: f64) {
+    pub(super) fn observe(&mut self, value: f64) {
         self.weight = self.weight * 0.9 + 1.0;
         self.sum = self.sum * 0.9 + value;
     }
 
-    pub(crate) fn get(&self) -> Option<f64> {
+    pub(super) fn get(&self) -> Option<f64> {
         (self.weight > 0.0).then(|| self.sum / self.weight)
     }
 }
@@ -69,22 +69,22 @@ const DECODE_STEP_SECONDS: f64 = 5e-3;
 
 /// What one instance charges.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Price {
+pub(super) struct Price {
     prefill: Line,
     decode: Line,
 }
 
 /// One step as its instance measured it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Step {
-    pub(crate) prefill_tokens: u32,
-    pub(crate) decode_rows: u32,
-    pub(crate) seconds: f64,
+pub struct Step {
+    pub prefill_tokens: u32,
+    pub decode_rows: u32,
+    pub seconds: f64,
 }
 
 impl Price {
     /// Steps that mix prompt and decode rows say nothing about either alone and are skipped.
-    pub(crate) fn observe(&mut self, step: Step) {
+    pub(super) fn observe(&mut self, step: Step) {
         match (step.prefill_tokens, step.decode_rows) {
             (0, 0) => {}
             (tokens, 0) => self.prefill.observe(f64::from(tokens), step.seconds),
@@ -93,32 +93,20 @@ impl Price {
         }
     }
 
-    /// Seconds to compute `tokens` of prompts.
-    pub(crate) fn prefill(&self, tokens: u32) -> Option<f64> {
-        if tokens == 0 { Some(0.0) } else { self.prefill.at(f64::from(tokens)) }
+    /// Seconds to compute `tokens` of prompts. Who has not computed any yet will charge what is typical.
+    pub(super) fn prefill(&self, tokens: u32, typical: &Price) -> f64 {
+        if tokens == 0 {
+            return 0.0;
+        }
+        let tokens = f64::from(tokens);
+        self.prefill.at(tokens).or_else(|| typical.prefill.at(tokens)).unwrap_or(tokens * PREFILL_TOKEN_SECONDS)
     }
 
-    /// Seconds of one decode step over `rows` sequences.
-    pub(crate) fn decode_step(&self, rows: u32) -> Option<f64> {
-        self.decode.at(f64::from(rows))
+    /// Seconds of one decode step over `rows` sequences, in the same way.
+    pub(super) fn decode_step(&self, rows: u32, typical: &Price) -> f64 {
+        let rows = f64::from(rows);
+        self.decode.at(rows).or_else(|| typical.decode.at(rows)).unwrap_or(DECODE_STEP_SECONDS)
     }
-}
-
-/// For an instance that has not computed a prompt yet: what the others charge on average, or else the assumption.
-pub(crate) fn assumed_prefill<'a>(others: impl Iterator<Item = &'a Price>, tokens: u32) -> f64 {
-    let known = others.filter_map(|price| price.prefill(tokens));
-    mean(known).unwrap_or(f64::from(tokens) * PREFILL_TOKEN_SECONDS)
-}
-
-/// The same for one that has not decoded yet.
-pub(crate) fn assumed_decode_step<'a>(others: impl Iterator<Item = &'a Price>, rows: u32) -> f64 {
-    let known = others.filter_map(|price| price.decode_step(rows));
-    mean(known).unwrap_or(DECODE_STEP_SECONDS)
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (count, sum) = values.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
-    (count > 0).then(|| sum / f64::from(count))
 }
 
 #[cfg(test)]
@@ -150,22 +138,20 @@ mod tests {
 
     #[test]
     fn who_has_not_worked_yet_is_expected_to_be_like_the_others() {
-        let decoding = |seconds| {
-            let mut price = Price::default();
-            price.observe(Step { prefill_tokens: 0, decode_rows: 1, seconds });
-            price
-        };
-        let assumed = |prices: &[Price]| assumed_decode_step(prices.iter(), 1);
-        assert!((assumed(&[Price::default()]) - DECODE_STEP_SECONDS).abs() < 1e-9);
-        assert!((assumed(&[Price::default(), decoding(0.1), decoding(0.3)]) - 0.2).abs() < 1e-9);
+        let (new, mut typical) = (Price::default(), Price::default());
+        assert!((new.decode_step(1, &typical) - DECODE_STEP_SECONDS).abs() < 1e-9);
+        for seconds in [0.1, 0.3].repeat(100) {
+            typical.observe(Step { prefill_tokens: 0, decode_rows: 1, seconds });
+        }
+        assert!((new.decode_step(1, &typical) - 0.2).abs() < 2e-3);
     }
 
     #[test]
     fn mixed_steps_are_not_observed() {
         let mut price = Price::default();
         price.observe(Step { prefill_tokens: 100, decode_rows: 3, seconds: 9.0 });
-        assert_eq!(price.prefill(10), None);
+        assert!((price.prefill(10, &Price::default()) - 10.0 * PREFILL_TOKEN_SECONDS).abs() < 1e-9);
         price.observe(Step { prefill_tokens: 100, decode_rows: 0, seconds: 1.0 });
-        assert!((price.prefill(10).unwrap() - 0.1).abs() < 1e-9);
+        assert!((price.prefill(10, &Price::default()) - 0.1).abs() < 1e-9);
     }
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::edges::PAIR_FAILURES;
 use super::*;
 
 const BLOCKS: u32 = 100;
@@ -42,7 +43,7 @@ struct Ask {
 
 impl Ask {
     fn new(tokens: u32) -> Self {
-        Self { tokens, chain: chain(1, (tokens / 16).min(255) as u8), excluded: Excluded::default() }
+        Self { tokens, chain: chain(1, (tokens as usize / PREFIX_BLOCK).min(255) as u8), excluded: Excluded::default() }
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -94,7 +95,7 @@ fn queues_and_load_decide() {
 
 #[test]
 fn a_cached_prefix_is_worth_a_short_queue_only() {
-    let cached_on_1 = |p: &mut Pairing, ask: &Ask| p.members[1].prefix.insert(&ask.chain);
+    let cached_on_1 = |p: &mut Pairing, ask: &Ask| p.prefixes.insert(Slot(1), &ask.chain);
     check(800, |p, ask| cached_on_1(p, ask), pair(1, 2));
     let queue = |tokens| Load { waiting_tokens: tokens, ..idle() };
     check(
@@ -220,11 +221,12 @@ fn computing_on_decode_is_a_price() {
 
 #[test]
 fn a_new_process_is_unknown() {
-    let (mut pairing, ask, now) = (pairing(1, 1, LocalPrefill::Never), Ask::new(160), Instant::now());
+    let (mut pairing, ask, now) = (pairing(1, 1, LocalPrefill::Never), Ask::new(640), Instant::now());
     let booking = pairing.book(Route::Pair { prefill: Slot(0), decode: Slot(1) }, &ask.facts(), now);
-    assert_eq!(pairing.members[0].cached_tokens(&ask.facts()), 159, "all but the last token");
+    let uncached = |pairing: &Pairing| ask.facts().uncached(pairing.prefixes.matched(Slot(0), &ask.chain));
+    assert_eq!(uncached(&pairing), 1, "the last token");
     pairing.joined(Slot(0), Limits::default());
-    assert_eq!(pairing.members[0].cached_tokens(&ask.facts()), 0);
+    assert_eq!(uncached(&pairing), 640);
     pairing.release(&booking);
     assert_eq!(pairing.booked(Slot(0)), (0, 0));
 }
@@ -264,10 +266,22 @@ proptest! {
                 prop_assert!(!ask.excluded.instances.contains(&slot));
             }
         }
+        // The short list misses nobody who could serve, and the order by load is that of the instances.
+        let among_all = pairing.choose_among_all(&ask.facts(), now);
+        let chosen = pairing.choose(&ask.facts(), now, &mut rng);
+        prop_assert_eq!(matches!(chosen, Choice::Route(_)), matches!(among_all, Choice::Route(_)), "{:?} {:?}", chosen, among_all);
         bookings.iter().for_each(|booking| pairing.release(booking));
+        for role in [Role::Prefill, Role::Decode] {
+            let members = pairing.members.iter().enumerate().filter(|(_, member)| member.role == role);
+            let mut expected: Vec<_> = members.filter_map(|(slot, member)| Some((member.busy()?, Slot(slot)))).collect();
+            expected.sort();
+            let ready = &pairing.ready[side(role)];
+            prop_assert!(ready.least_busy().eq(expected.iter().map(|(_, slot)| *slot)));
+            prop_assert_eq!(ready.all().len(), expected.len());
+        }
         for slot in (0..prefill + decode).map(Slot) {
             prop_assert_eq!(pairing.booked(slot), (0, 0));
-            prop_assert_eq!(pairing.members[slot.0].blocks, 0);
+            prop_assert_eq!(pairing.members[slot.0].booked, Share::default());
         }
     }
 }

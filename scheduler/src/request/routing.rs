@@ -99,7 +99,7 @@ impl Story<'_> {
                 let place = |connection: &Arc<Connection>| connection.instance.clone();
                 info!(request_id = %key.request, stage = %Stage::Routed, epoch = key.epoch, tokens,
                     prefill = prefill.as_ref().map(place).as_ref().map_or("local", |id| id.as_str()), decode = %decode.instance, "routed");
-                Ok(Asked::Go(Path { booked, prefill, decode, chain, key }))
+                Ok(Asked::Go(Path { booked, prefill, decode, key }))
             }
             Routed::Wait => Ok(Asked::NoRoom),
             // Those that are there have just said that they are full.

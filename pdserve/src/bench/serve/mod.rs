@@ -17,7 +17,6 @@ mod picture;
 mod prompts;
 mod result;
 mod target;
-mod trace;
 mod workload;
 
 use anyhow::ensure;

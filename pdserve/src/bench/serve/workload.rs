@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 
 use super::lengths::{Mix, SHAREGPT_INPUT, SHAREGPT_OUTPUT, next_arrival};
 use super::prompts::{Prompt, PromptSource, mix};
-use super::trace::{self, Arrival, HASH_BLOCK};
+use crate::bench::trace::{self, Arrival, HASH_BLOCK};
 
 /// One request to send.
 #[derive(Debug, Clone, PartialEq)]

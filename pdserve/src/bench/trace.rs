@@ -9,23 +9,23 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
 /// Tokens that one entry of `hash_ids` stands for.
-pub(super) const HASH_BLOCK: u32 = 512;
+pub(crate) const HASH_BLOCK: u32 = 512;
 /// A line with ids for a prompt of a million tokens is far below this.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// One recorded request.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     /// Milliseconds after the trace's start.
-    pub(super) at_ms: f64,
-    pub(super) input: u32,
-    pub(super) output: u32,
+    pub(crate) at_ms: f64,
+    pub(crate) input: u32,
+    pub(crate) output: u32,
     /// One per [`HASH_BLOCK`] tokens of the prompt; empty when the trace does not say.
-    pub(super) blocks: Vec<u64>,
+    pub(crate) blocks: Vec<u64>,
 }
 
 /// Reads at most `count` requests from the file's start; they must be in order of time.
-pub(super) fn read(path: &Path, count: usize) -> anyhow::Result<Vec<Arrival>> {
+pub(crate) fn read(path: &Path, count: usize) -> anyhow::Result<Vec<Arrival>> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("cannot read the trace {name}"))?;
     parse(BufReader::new(file), count).with_context(|| format!("trace {name}"))
