@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::process::Gateway;
+use super::process::{Gateway, Processor};
 use super::prompts::{Bodies, Kind};
 use crate::bench::stats::percentile;
 use crate::web::{self, Web};
@@ -34,7 +34,7 @@ pub(super) struct Window {
     pub(super) requests: f64,
     pub(super) seconds: f64,
     /// Of the scheduler.
-    pub(super) processor_seconds: f64,
+    pub(super) processor: Processor,
     /// Of the requests that ended in it.
     pub(super) latencies_ms: Vec<f64>,
 }
@@ -42,7 +42,7 @@ pub(super) struct Window {
 impl Window {
     /// Requests per second of the scheduler's processor time.
     pub(super) fn per_core(&self) -> Option<f64> {
-        (self.processor_seconds > 0.0).then(|| self.requests / self.processor_seconds)
+        self.processor.per_second(self.requests)
     }
 
     pub(super) fn per_second(&self) -> f64 {
@@ -51,7 +51,7 @@ impl Window {
 
     pub(super) fn json(&self) -> Value {
         json!({
-            "requests": self.requests, "seconds": self.seconds, "processor_seconds": self.processor_seconds,
+            "requests": self.requests, "seconds": self.seconds, "processor": self.processor.json(),
             "ms_p50": self.latency(0.5), "ms_p99": self.latency(0.99),
         })
     }
@@ -93,10 +93,10 @@ impl Load {
         let mut probes =
             others.iter().map(|load| load.users(gateway, 1, Some(PROBE_PAUSE))).collect::<Result<Vec<_>, _>>()?;
         main.settle().await?;
-        let (from, requests, processor) = (Instant::now(), main.ended(), gateway.processor_seconds()?);
+        let (from, requests, processor) = (Instant::now(), main.ended(), gateway.processor()?);
         sleep(time).await;
         let (until, requests_then) = (Instant::now(), main.ended());
-        let processor_seconds = gateway.processor_seconds()? - processor;
+        let processor = gateway.processor()?.since(processor);
         let latencies_ms = main.finish(from, until).await?;
         let mut probed = Vec::new();
         for probe in &mut probes {
@@ -104,7 +104,7 @@ impl Load {
         }
         let seconds = (until - from).as_secs_f64();
         let requests = (requests_then - requests) as f64;
-        Ok((Window { requests, seconds, processor_seconds, latencies_ms }, probed))
+        Ok((Window { requests, seconds, processor, latencies_ms }, probed))
     }
 
     fn users(&self, gateway: &Gateway, count: usize, pause: Option<Duration>) -> anyhow::Result<Users> {

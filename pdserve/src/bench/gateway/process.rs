@@ -80,12 +80,40 @@ impl Gateway {
         Ok(())
     }
 
-    /// Seconds that all threads of the scheduler have computed so far, in the kernel and outside.
-    pub(super) fn processor_seconds(&self) -> anyhow::Result<f64> {
+    /// What all threads of the scheduler have computed so far.
+    pub(super) fn processor(&self) -> anyhow::Result<Processor> {
         let pid = self.child.id().context("the scheduler has ended")?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("needs Linux' /proc")?;
-        let ticks = ticks(&stat).with_context(|| format!("/proc/{pid}/stat has another form than Linux'"))?;
-        Ok(ticks as f64 / clock_ticks_per_second() as f64)
+        let (user, kernel) = ticks(&stat).with_context(|| format!("/proc/{pid}/stat has another form than Linux'"))?;
+        let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
+        Ok(Processor { seconds: seconds(user + kernel), kernel: seconds(kernel) })
+    }
+}
+
+/// Processor time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Processor {
+    pub(super) seconds: f64,
+    /// Of them in the kernel.
+    pub(super) kernel: f64,
+}
+
+impl Processor {
+    pub(super) fn since(self, before: Self) -> Self {
+        Self { seconds: self.seconds - before.seconds, kernel: self.kernel - before.kernel }
+    }
+
+    /// So many of something per second of it.
+    pub(super) fn per_second(self, count: f64) -> Option<f64> {
+        (self.seconds > 0.0).then(|| count / self.seconds)
+    }
+
+    pub(super) fn kernel_percent(self) -> Option<f64> {
+        self.per_second(100.0 * self.kernel)
+    }
+
+    pub(super) fn json(self) -> Value {
+        json!({ "seconds": self.seconds, "kernel_seconds": self.kernel })
     }
 }
 
@@ -115,11 +143,11 @@ async fn ready(child: &mut Child, url: &str, workers: usize) -> anyhow::Result<(
     }
 }
 
-/// utime + stime of a line of /proc/PID/stat. The program's name may hold anything, so fields count from its closing bracket.
-fn ticks(stat: &str) -> Option<u64> {
+/// utime and stime of a line of /proc/PID/stat. The program's name may hold anything, so fields count from its closing bracket.
+fn ticks(stat: &str) -> Option<(u64, u64)> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut times = fields.split(' ').skip(11).map(str::parse::<u64>);
-    Some(times.next()?.ok()? + times.next()?.ok()?)
+    Some((times.next()?.ok()?, times.next()?.ok()?))
 }
 
 fn spawn(tables: &Tables, model: &Path, listen: SocketAddr) -> anyhow::Result<Child> {
@@ -177,7 +205,7 @@ mod tests {
     fn processor_time_is_found_behind_any_name() {
         let fields = "S 1 2 3 4 5 6 7 8 9 10 250 50 7 7";
         for name in ["pdserve", "a) S 1 (b", ""] {
-            assert_eq!(ticks(&format!("17 ({name}) {fields}")), Some(300), "{name}");
+            assert_eq!(ticks(&format!("17 ({name}) {fields}")), Some((250, 50)), "{name}");
         }
         assert_eq!(ticks("17 (pdserve) S 1 2"), None);
     }

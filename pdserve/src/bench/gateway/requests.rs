@@ -13,7 +13,8 @@ use crate::bench::report::Table;
 use crate::bench::serve::Target;
 use crate::bench::stats::median;
 
-const COLUMNS: [&str; 7] = ["req/s per core", "us/req", "req/s", "ms p50", "ms p99", "alone p50", "alone p99"];
+const COLUMNS: [&str; 8] =
+    ["req/s per core", "us/req", "kernel %", "req/s", "ms p50", "ms p99", "alone p50", "alone p99"];
 
 /// A kind of request and what was measured of it, round by round: all users, and one.
 struct Row {
@@ -97,6 +98,7 @@ impl Row {
         vec![
             self.over(|(many, _)| many.per_core()),
             self.over(|(many, _)| Some(1e6 / many.per_core()?)),
+            self.over(|(many, _)| many.processor.kernel_percent()),
             self.over(|(many, _)| Some(many.per_second())),
             self.over(|(many, _)| many.latency(0.5)),
             self.over(|(many, _)| many.latency(0.99)),

@@ -13,11 +13,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::mock::{self, Streams};
-use super::process::Gateway;
+use super::process::{Gateway, Processor};
 use super::{Bench, Found};
 use crate::bench::report::Table;
 use crate::bench::serve::Chunk;
@@ -29,10 +30,12 @@ use crate::web::{self, Web};
 const TOKENS: u32 = 1 << 18;
 const OPEN_MAX: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_millis(300);
+/// Streams that are opened at once; many more would fill the queue to the one prefill instance.
+const OPENING: usize = 128;
 /// A stream without a token for so long is an error.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-const COLUMNS: [&str; 6] = ["tok/s per core", "us/tok", "of best", "tok/s", "of best", "tokens/event"];
+const COLUMNS: [&str; 7] = ["tok/s per core", "us/tok", "kernel %", "of best", "tok/s", "of best", "tokens/event"];
 /// Tokens under way of each stream in the last row.
 const AHEAD: u32 = 8;
 
@@ -50,7 +53,7 @@ struct Relayed {
     events: f64,
     seconds: f64,
     /// Of the scheduler.
-    processor_seconds: f64,
+    processor: Processor,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +95,7 @@ fn values(rounds: &[Relayed], rivals: &[&[Relayed]]) -> Vec<Option<f64>> {
     vec![
         over(&Relayed::per_core),
         over(&|relayed| Some(1e6 / relayed.per_core()?)),
+        over(&|relayed| relayed.processor.kernel_percent()),
         share(&Relayed::per_core),
         over(&Relayed::per_second),
         share(&Relayed::per_second),
@@ -110,7 +114,7 @@ impl Shape {
 
 impl Relayed {
     fn per_core(&self) -> Option<f64> {
-        (self.processor_seconds > 0.0).then(|| self.tokens / self.processor_seconds)
+        self.processor.per_second(self.tokens)
     }
 
     fn per_second(&self) -> Option<f64> {
@@ -119,7 +123,7 @@ impl Relayed {
 
     fn json(&self) -> Value {
         json!({
-            "tokens": self.tokens, "events": self.events, "seconds": self.seconds, "processor_seconds": self.processor_seconds,
+            "tokens": self.tokens, "events": self.events, "seconds": self.seconds, "processor": self.processor.json(),
         })
     }
 }
@@ -127,19 +131,21 @@ impl Relayed {
 /// Opens the streams, measures for some time, closes them.
 async fn run(gateway: &Gateway, shape: Shape, time: Duration) -> anyhow::Result<Relayed> {
     let (counts, web, mut readers) = (Arc::new(Counts::default()), web::client(None)?, JoinSet::new());
+    let opening = Arc::new(Semaphore::new(OPENING));
     for number in 0..shape.streams {
+        let opening = opening.clone().acquire_owned().await?;
         let reader = Reader { number, ahead: shape.ahead, counts: counts.clone(), streams: gateway.streams.clone() };
-        readers.spawn(reader.read(web.clone(), gateway.url.clone()));
+        readers.spawn(reader.read(web.clone(), gateway.url.clone(), opening));
     }
     opened(&mut readers, &counts, shape.streams as u64).await?;
-    let before = (Instant::now(), counts.look(), gateway.processor_seconds()?);
+    let before = (Instant::now(), counts.look(), gateway.processor()?);
     sleep(time).await;
     let (until, (tokens, events)) = (Instant::now(), counts.look());
     let relayed = Relayed {
         tokens: (tokens - before.1.0) as f64,
         events: (events - before.1.1) as f64,
         seconds: (until - before.0).as_secs_f64(),
-        processor_seconds: gateway.processor_seconds()? - before.2,
+        processor: gateway.processor()?.since(before.2),
     };
     if let Some(ended) = readers.try_join_next() {
         ended??;
@@ -179,7 +185,8 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(self, web: Web, url: String) -> anyhow::Result<()> {
+    /// Until it is dropped. Gives `opening` back with the first token.
+    async fn read(self, web: Web, url: String, opening: OwnedSemaphorePermit) -> anyhow::Result<()> {
         let fields = json!({ "prompt": "Go on.", "max_tokens": TOKENS, "ignore_eos": true, "stream": true });
         let request = Request::post(format!("{url}/v1/completions"))
             .header("content-type", "application/json")
@@ -187,12 +194,14 @@ impl Reader {
             .body(Full::<Bytes>::from(fields.to_string()))?;
         let answer = web.request(request).await?;
         ensure!(answer.status().is_success(), "a stream was answered {}", answer.status());
-        let (mut body, mut events, mut received) = (answer.into_body(), Events::default(), 0);
+        let (mut body, mut events, mut received, mut opening) =
+            (answer.into_body(), Events::default(), 0, Some(opening));
         loop {
             let (tokens, chunks) = next(&mut body, &mut events).await?;
             // The first token is P's, and D sends by itself what may be under way.
             let first = u64::from(received == 0 && tokens > 0);
             received += tokens;
+            opening = opening.filter(|_| received == 0);
             self.counts.opened.fetch_add(first, Ordering::Relaxed);
             self.counts.tokens.fetch_add(tokens, Ordering::Relaxed);
             self.counts.events.fetch_add(chunks, Ordering::Relaxed);
@@ -229,9 +238,10 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_best_in_the_same_round() {
-        let relayed = |tokens: f64| Relayed { tokens, events: tokens, seconds: 1.0, processor_seconds: 0.5 };
+        let processor = Processor { seconds: 0.5, kernel: 0.25 };
+        let relayed = |tokens: f64| Relayed { tokens, events: tokens, seconds: 1.0, processor };
         let (few, many) = ([relayed(10.0), relayed(100.0)], [relayed(8.0), relayed(50.0)]);
         let values = values(&many, &[&few, &many]);
-        assert_eq!(values[..5], [58.0, 1e6 * 0.5 * (1.0 / 16.0 + 1.0 / 100.0), 0.65, 29.0, 0.65].map(Some));
+        assert_eq!(values, [58.0, 36250.0, 50.0, 0.65, 29.0, 0.65, 1.0].map(Some));
     }
 }
