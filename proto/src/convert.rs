@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use types::{
     BeamParams, EarlyStopping, FinishReason, GenerateSpec, Grammar, Limits, ModelIdentity, Pooling, RequestId,
     RequestKey, SampledToken, SamplingParams, TokenId, TokenScore,
@@ -118,15 +119,62 @@ impl TryFrom<wire::Grammar> for Grammar {
 
 impl From<&GenerateSpec> for wire::Spec {
     fn from(spec: &GenerateSpec) -> Self {
-        wire::Spec {
-            prompt: spec.prompt.to_vec(),
-            output: spec.output.clone(),
-            first_choice: spec.choices.start,
-            choices: spec.choices.end - spec.choices.start,
-            sampling: Some((&spec.sampling).into()),
-            cache_salt: spec.cache_salt.clone().into(),
+        spec_of(spec, pack(&spec.prompt))
+    }
+}
+
+/// The spec on the wire, its prompt having been [packed](pack) before.
+pub fn spec_of(spec: &GenerateSpec, prompt: Bytes) -> wire::Spec {
+    wire::Spec {
+        prompt,
+        output: spec.output.clone(),
+        first_choice: spec.choices.start,
+        choices: spec.choices.end - spec.choices.start,
+        sampling: Some((&spec.sampling).into()),
+        cache_salt: spec.cache_salt.clone().into(),
+    }
+}
+
+/// Token ids as packed varints: seven bits a byte, the lowest first, the highest bit set where more follow.
+pub fn pack(tokens: &[TokenId]) -> Bytes {
+    let mut packed = Vec::with_capacity(3 * tokens.len());
+    for &token in tokens {
+        let [first, second, third] = [token, token >> 7, token >> 14].map(|rest| rest as u8 | 0x80);
+        match token {
+            0..0x80 => packed.push(token as u8),
+            0x80..0x4000 => packed.extend_from_slice(&[first, second & 0x7f]),
+            0x4000..0x20_0000 => packed.extend_from_slice(&[first, second, third & 0x7f]),
+            // More ids than any vocabulary has.
+            _ => {
+                packed.extend_from_slice(&[first, second, third, (token >> 21) as u8 | 0x80]);
+                packed.push((token >> 28) as u8);
+            }
         }
     }
+    packed.into()
+}
+
+/// What was packed; as many tokens as bytes at most.
+fn unpack(packed: &[u8]) -> Result<Arc<[TokenId]>, WireError> {
+    let wrong = |found: &str| WireError::OutOfRange {
+        field: "spec.prompt",
+        found: found.to_owned(),
+        expected: "varints of 32 bits",
+    };
+    let (mut tokens, mut token, mut bits) = (Vec::with_capacity(packed.len() / 2), 0u32, 0);
+    for &byte in packed {
+        let part = u32::from(byte & 0x7f);
+        if bits > 28 || part << bits >> bits != part {
+            return Err(wrong("a larger number"));
+        }
+        token |= part << bits;
+        bits += 7;
+        if byte & 0x80 == 0 {
+            tokens.push(token);
+            (token, bits) = (0, 0);
+        }
+    }
+    if bits == 0 { Ok(tokens.into()) } else { Err(wrong("half a number")) }
 }
 
 /// Choices of one request, over all processes; the scheduler's own bound on `n` is lower.
@@ -154,7 +202,7 @@ pub fn generate_spec(spec: Option<wire::Spec>) -> Result<GenerateSpec, WireError
     let end = spec.first_choice.checked_add(spec.choices).filter(|&end| end <= CHOICES_MAX);
     let end = end.ok_or_else(|| out_of_range("spec.first_choice", spec.first_choice, "0 to 127"))?;
     Ok(GenerateSpec {
-        prompt: spec.prompt.into(),
+        prompt: unpack(&spec.prompt)?,
         output: spec.output,
         choices: spec.first_choice..end,
         sampling: sampling.try_into()?,
@@ -330,6 +378,8 @@ impl From<wire::Limits> for Limits {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     fn spec() -> GenerateSpec {
@@ -356,6 +406,29 @@ mod tests {
     #[test]
     fn a_spec_survives_the_wire() {
         assert_eq!(generate_spec(Some((&spec()).into())), Ok(spec()));
+    }
+
+    #[test]
+    fn a_packed_prompt_is_what_repeated_numbers_are_on_the_wire() {
+        let tokens = vec![0, 1, 127, 128, 16_383, 16_384, 151_935, (1 << 21) - 1, 1 << 28, u32::MAX];
+        let repeated = wire::TokenSequence { tokens: tokens.clone() }.encode_to_vec();
+        let packed = wire::Spec { prompt: pack(&tokens), ..Default::default() }.encode_to_vec();
+        assert_eq!(packed, repeated);
+        assert_eq!(unpack(&pack(&tokens)).as_deref(), Ok(&tokens[..]));
+        let packed = pack(&tokens);
+        let shared = [0, 1].map(|_| spec_of(&spec(), packed.clone()).prompt.as_ptr());
+        assert_eq!(shared, [packed.as_ptr(); 2], "no message copies it");
+        for (packed, found) in [
+            (&[0x80][..], "half a number"),
+            (&[0xff; 5], "a larger number"),
+            (&[0x80, 0x80, 0x80, 0x80, 0x10], "a larger number"),
+        ] {
+            let expected = "varints of 32 bits";
+            assert_eq!(
+                unpack(packed),
+                Err(WireError::OutOfRange { field: "spec.prompt", found: found.into(), expected })
+            );
+        }
     }
 
     #[test]

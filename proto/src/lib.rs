@@ -4,7 +4,7 @@
 
 mod convert;
 
-pub use convert::{WireError, generate_spec, request_key};
+pub use convert::{WireError, generate_spec, pack, request_key, spec_of};
 
 /// Version of both planes; negotiated as the lower of the two sides, refused below [`PROTOCOL_MIN`].
 pub const PROTOCOL: u32 = 1;

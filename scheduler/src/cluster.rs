@@ -31,6 +31,8 @@ use crate::table::Target;
 pub(crate) struct Cluster {
     members: Mutex<Vec<Member>>,
     pairing: Mutex<Pairing>,
+    /// What most instances run, as of the last change of who is there.
+    model: Mutex<Option<Arc<ModelIdentity>>>,
     /// Something happened that may let a waiting request go on.
     changed: Notify,
     generations: AtomicU64,
@@ -65,7 +67,7 @@ enum State {
 
 struct Live {
     connection: Arc<Connection>,
-    model: ModelIdentity,
+    model: Arc<ModelIdentity>,
     /// The instruction-set level that it computes on; empty if it does not say.
     instructions: String,
     load: control::Load,
@@ -97,6 +99,7 @@ impl Cluster {
         Self {
             members: Mutex::new(instances.iter().cloned().map(Member::new).collect()),
             pairing: Mutex::new(Pairing::new(instances.iter().map(|target| target.role), config.local_prefill)),
+            model: Mutex::new(None),
             changed: Notify::new(),
             generations: AtomicU64::new(0),
             incarnation: rand::random(),
@@ -156,7 +159,7 @@ impl Cluster {
         self.pairing.lock().joined(slot, limits);
         let live = Live {
             connection: connection.clone(),
-            model,
+            model: Arc::new(model),
             instructions,
             load: control::Load::default(),
             mismatch: None,
@@ -246,6 +249,7 @@ impl Cluster {
         let mut pairing = self.pairing.lock();
         apply(&mut members, &mut pairing);
         let reference = reference(&members).map(|(id, model)| (id.clone(), model.clone()));
+        *self.model.lock() = reference.as_ref().map(|(_, model)| model.clone());
         for (index, member) in members.iter_mut().enumerate().filter(|(_, member)| member.listed) {
             let target = &member.target;
             let State::Connected(live) = &mut member.state else {
@@ -271,8 +275,8 @@ impl Cluster {
     // ---- what requests ask
 
     /// The model that the cluster runs; `None` while no instance is connected.
-    pub(crate) fn model(&self) -> Option<ModelIdentity> {
-        reference(&self.members.lock()).map(|(_, model)| model.clone())
+    pub(crate) fn model(&self) -> Option<Arc<ModelIdentity>> {
+        self.model.lock().clone()
     }
 
     /// Decides who serves and books it.
@@ -413,10 +417,10 @@ impl Member {
 }
 
 /// The first instance of those whose model most listed instances run, and that model.
-fn reference(members: &[Member]) -> Option<(&InstanceId, &ModelIdentity)> {
+fn reference(members: &[Member]) -> Option<(&InstanceId, &Arc<ModelIdentity>)> {
     let listed = members.iter().filter(|member| member.listed);
     let live: Vec<_> = listed.filter_map(|member| Some((&member.target.id, &member.live()?.model))).collect();
-    let votes = |model: &ModelIdentity| live.iter().filter(|(_, other)| *other == model).count();
+    let votes = |model: &Arc<ModelIdentity>| live.iter().filter(|(_, other)| *other == model).count();
     // Of equals, `max_by_key` takes the last: so look from the back.
     live.iter().rev().max_by_key(|(_, model)| votes(model)).copied()
 }

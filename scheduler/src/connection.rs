@@ -165,13 +165,13 @@ async fn read(cluster: &Cluster, connection: &Connection, mut stream: Streaming<
 fn receive(cluster: &Cluster, connection: &Connection, message: WorkerMessage) {
     let (key, event) = match message.body {
         Some(FromWorker::Load(load)) => return cluster.loaded(connection.slot, load),
-        Some(FromWorker::Reserved(message)) => (message.key.clone(), Event::Reserved(message)),
-        Some(FromWorker::Embedding(message)) => (message.key.clone(), Event::Embedding(message)),
-        Some(FromWorker::PromptScores(message)) => (message.key.clone(), Event::PromptScores(message)),
-        Some(FromWorker::FirstTokens(message)) => (message.key.clone(), Event::FirstTokens(message)),
+        Some(FromWorker::Reserved(mut message)) => (message.key.take(), Event::Reserved(message)),
+        Some(FromWorker::Embedding(mut message)) => (message.key.take(), Event::Embedding(message)),
+        Some(FromWorker::PromptScores(mut message)) => (message.key.take(), Event::PromptScores(message)),
+        Some(FromWorker::FirstTokens(mut message)) => (message.key.take(), Event::FirstTokens(message)),
         Some(FromWorker::Shipped(message)) => (message.key, Event::Shipped(message.stats.unwrap_or_default())),
-        Some(FromWorker::Tokens(message)) => (message.key.clone(), Event::Tokens(message)),
-        Some(FromWorker::Failed(message)) => (message.key.clone(), Event::Failed(message)),
+        Some(FromWorker::Tokens(mut message)) => (message.key.take(), Event::Tokens(message)),
+        Some(FromWorker::Failed(mut message)) => (message.key.take(), Event::Failed(message)),
         Some(FromWorker::Pong(_) | FromWorker::Welcome(_)) | None => return,
     };
     match proto::request_key(key) {

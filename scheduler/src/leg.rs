@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proto::control::{self, FailCode};
 use tokio::time::Instant;
-use types::{Epoch, GenerateSpec, RequestId};
+use types::{Epoch, GenerateSpec, RequestId, TokenId};
 
 use crate::answer::Answer;
 use crate::cluster::Cluster;
@@ -93,16 +93,26 @@ impl Leg {
         if request.sampling.beam.is_some() { 1 } else { self.answers.len() }
     }
 
+    /// Of the choices that have ended.
+    pub(crate) fn finished_tokens(&self) -> usize {
+        let finished = self.answers.iter().filter(|answer| answer.is_finished());
+        finished.map(|answer| answer.tokens().len()).sum()
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.answers.iter().all(Answer::is_finished)
     }
 
+    /// What the client already has; of several choices nothing, since each goes on by itself once it has any.
+    pub(crate) fn output(&self) -> &[TokenId] {
+        self.answers.first().map_or(&[], Answer::tokens)
+    }
+
     pub(crate) fn spec(&self, request: &Request) -> GenerateSpec {
-        let first = self.answers.first();
-        let start = first.map_or(0, |answer| answer.choice);
+        let start = self.answers.first().map_or(0, |answer| answer.choice);
         GenerateSpec {
             prompt: request.prompt.clone(),
-            output: first.map(|answer| answer.tokens().to_vec()).unwrap_or_default(),
+            output: self.output().to_vec(),
             choices: start..start + self.answers.len() as u32,
             sampling: request.sampling.clone(),
             cache_salt: request.cache_salt.clone(),

@@ -13,6 +13,7 @@ mod cluster;
 mod config;
 mod connection;
 mod http;
+mod inbox;
 mod leg;
 mod link;
 mod outbox;

@@ -2,23 +2,25 @@
 //!
 //! Dropping a [`Link`] cancels the attempt on that worker, unless the worker said that it holds nothing any more.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, scheduler_message::Body};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-use types::{GenerateSpec, InstanceId, Pooling, RequestKey};
+use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, Spec, scheduler_message::Body};
+use tokio::task::coop::cooperative;
+use tokio::time::{Instant, Sleep, sleep_until};
+use types::{InstanceId, Pooling, RequestKey};
 
+use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::pairing::Slot;
 
-/// Messages of one attempt that may wait for its request. A request only ever waits for these, so more means a flood.
-const EVENTS_MAX: usize = 4096;
 /// Attempts that a worker is asked about at once; the others follow with the next ping.
 const QUIET_MAX: usize = 1024;
 
@@ -69,41 +71,46 @@ pub(crate) struct Connection {
     pub(crate) progress: Duration,
     pub(crate) outbox: Outbox,
     /// `None` once the connection is lost.
-    routes: Mutex<Option<BTreeMap<RequestKey, Listener>>>,
+    routes: Mutex<Option<HashMap<RequestKey, Listener>>>,
     late_dropped: AtomicU64,
 }
 
 /// An attempt that waits for what the worker says of it.
 struct Listener {
-    events: mpsc::Sender<Event>,
+    events: Inbox,
     /// When the worker last spoke, or was asked, of the attempt.
     quiet_since: Instant,
 }
+
+/// Nothing came in time.
+struct Silence;
 
 /// See the module.
 pub(crate) struct Link {
     connection: Arc<Connection>,
     key: RequestKey,
-    events: mpsc::Receiver<Event>,
+    events: Inbox,
+    /// Runs while the worker is waited for; set anew when it fires, not with every event.
+    silence: Option<Pin<Box<Sleep>>>,
     /// The worker may hold something for the attempt.
     open: bool,
 }
 
 impl Connection {
     pub(crate) fn new(slot: Slot, generation: u64, instance: InstanceId, progress: Duration, outbox: Outbox) -> Self {
-        let routes = Mutex::new(Some(BTreeMap::new()));
+        let routes = Mutex::new(Some(HashMap::new()));
         Self { slot, generation, instance, progress, outbox, routes, late_dropped: AtomicU64::new(0) }
     }
 
     /// Opens this worker's end of an attempt.
     pub(crate) fn link(self: &Arc<Self>, key: RequestKey) -> Result<Link, Failure> {
-        let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let listener = Listener { events: sender, quiet_since: Instant::now() };
+        let events = Inbox::default();
+        let listener = Listener { events: events.clone(), quiet_since: Instant::now() };
         match &mut *self.routes.lock() {
             Some(routes) => routes.insert(key.clone(), listener),
             None => return Err(self.failure(Cause::Lost)),
         };
-        Ok(Link { connection: self.clone(), key, events, open: false })
+        Ok(Link { connection: self.clone(), key, events, silence: None, open: false })
     }
 
     /// Hands an event to its attempt. False: the attempt is over (or did not keep up, and is now); the event is dropped and counted.
@@ -123,7 +130,9 @@ impl Connection {
     pub(crate) fn quiet(&self, silence: Duration) -> Vec<RequestKey> {
         let (now, mut routes) = (Instant::now(), self.routes.lock());
         let quiet = routes.iter_mut().flatten().filter(|(_, listener)| now - listener.quiet_since >= silence);
-        let asked = quiet.take(QUIET_MAX).map(|(key, listener)| {
+        let mut quiet: Vec<_> = quiet.collect();
+        quiet.sort_unstable_by_key(|(key, _)| *key);
+        let asked = quiet.into_iter().take(QUIET_MAX).map(|(key, listener)| {
             listener.quiet_since = now;
             key.clone()
         });
@@ -132,7 +141,7 @@ impl Connection {
 
     /// Whether no attempt waits for the worker.
     pub(crate) fn is_idle(&self) -> bool {
-        self.routes.lock().as_ref().is_none_or(BTreeMap::is_empty)
+        self.routes.lock().as_ref().is_none_or(HashMap::is_empty)
     }
 
     /// Ends every attempt on it. What they already received they still read.
@@ -153,30 +162,36 @@ impl Connection {
 impl Listener {
     fn take(&mut self, event: Event) -> bool {
         self.quiet_since = Instant::now();
-        self.events.try_send(event).is_ok()
+        self.events.put(event)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.events.close();
     }
 }
 
 impl Link {
-    pub(crate) fn reserve(&mut self, spec: &GenerateSpec) -> Result<(), Failure> {
-        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+    pub(crate) fn reserve(&mut self, spec: Spec) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec));
         self.send(Body::Reserve(Reserve { key, spec }))
     }
 
-    pub(crate) fn prefill(&mut self, spec: &GenerateSpec, ticket: Bytes) -> Result<(), Failure> {
-        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+    pub(crate) fn prefill(&mut self, spec: Spec, ticket: Bytes) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec));
         self.send(Body::Prefill(Prefill { key, spec, ticket }))
     }
 
     /// Make a vector of the prompt.
-    pub(crate) fn embed(&mut self, spec: &GenerateSpec, pooling: Pooling) -> Result<(), Failure> {
-        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+    pub(crate) fn embed(&mut self, spec: Spec, pooling: Pooling) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec));
         self.send(Body::Embed(control::Embed { key, spec, pooling: control::Pooling::from(pooling).into() }))
     }
 
     /// With `first` tokens: go on from the reservation. Without: compute the prompt there.
-    pub(crate) fn generate(&mut self, spec: &GenerateSpec, first: Vec<control::Token>) -> Result<(), Failure> {
-        let (key, spec) = (Some((&self.key).into()), Some(spec.into()));
+    pub(crate) fn generate(&mut self, spec: Spec, first: Vec<control::Token>) -> Result<(), Failure> {
+        let (key, spec) = (Some((&self.key).into()), Some(spec));
         self.send(Body::Generate(Generate { key, spec, first }))
     }
 
@@ -196,14 +211,30 @@ impl Link {
     /// The worker failed the attempt, fell silent about it, or is gone.
     pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
         let progress = self.connection.progress;
-        match tokio::time::timeout(progress, self.events.recv()).await {
+        let due = Instant::now() + progress;
+        match cooperative(poll_fn(|cx| self.poll_next(cx, due))).await {
             Ok(Some(Event::Failed(failed))) => {
                 self.open = false;
                 Err(self.failure(Cause::Answered { code: failed.code(), message: failed.message }))
             }
             Ok(Some(event)) => Ok(event),
             Ok(None) => Err(self.failure(Cause::Lost)),
-            Err(_) => Err(self.failure(Cause::Silent(progress))),
+            Err(Silence) => Err(self.failure(Cause::Silent(progress))),
+        }
+    }
+
+    /// `None`: the connection is lost.
+    fn poll_next(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<Result<Option<Event>, Silence>> {
+        if let Poll::Ready(event) = self.events.poll_take(cx) {
+            return Poll::Ready(Ok(event));
+        }
+        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        loop {
+            ready!(silence.as_mut().poll(cx));
+            if due <= Instant::now() {
+                return Poll::Ready(Err(Silence));
+            }
+            silence.as_mut().reset(due);
         }
     }
 

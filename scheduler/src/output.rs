@@ -4,6 +4,7 @@
 //! ends it. At most one pending piece per choice, and `Bounds::unread_bytes` of them together.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -20,7 +21,15 @@ pub(crate) struct Writer(Arc<Shared>);
 /// The response's end. Dropping it ends the task and with it every attempt.
 pub(crate) struct Reader {
     shared: Arc<Shared>,
-    task: Option<AbortHandle>,
+    task: Option<Task>,
+}
+
+/// The work that writes.
+pub(crate) enum Task {
+    /// Goes on whether or not anyone reads.
+    Apart(AbortHandle),
+    /// Goes on while the reader waits, which it always does: for an answer that is read to its end before any of it is sent.
+    Within(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 /// What the reader gets.
@@ -92,6 +101,17 @@ impl Writer {
     }
 }
 
+impl Shared {
+    fn take(&self) -> Option<Item> {
+        let mut pending = self.pending.lock();
+        if let Some(piece) = pending.pieces.pop_front() {
+            pending.bytes -= piece.bytes();
+            return Some(Item::Piece(piece));
+        }
+        pending.end.take().map(Item::End)
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         self.0.pending.lock().end.get_or_insert(Err(RequestError::Internal));
@@ -101,24 +121,30 @@ impl Drop for Writer {
 
 impl Reader {
     /// From now on the task ends with the reader.
-    pub(crate) fn hold(&mut self, task: AbortHandle) {
+    pub(crate) fn hold(&mut self, task: Task) {
         self.task = Some(task);
     }
 
     /// The next piece; after the last one the end. Cancel safe. Not to be called after the end.
     pub(crate) async fn next(&mut self) -> Item {
         loop {
-            {
-                let mut pending = self.shared.pending.lock();
-                if let Some(piece) = pending.pieces.pop_front() {
-                    pending.bytes -= piece.bytes();
-                    return Item::Piece(piece);
-                }
-                if let Some(end) = pending.end.take() {
-                    return Item::End(end);
-                }
+            if let Some(item) = self.shared.take() {
+                return item;
             }
-            self.shared.arrived.notified().await;
+            let arrived = self.shared.arrived.notified();
+            match &mut self.task {
+                Some(Task::Within(work)) => {
+                    let ended = tokio::select! {
+                        biased;
+                        () = work => true,
+                        () = arrived => false,
+                    };
+                    if ended {
+                        self.task = None;
+                    }
+                }
+                _ => arrived.await,
+            }
         }
     }
 
@@ -139,7 +165,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
+        if let Some(Task::Apart(task)) = &self.task {
             task.abort();
         }
     }
@@ -172,6 +198,23 @@ mod tests {
         assert_eq!(texts(&mut reader), ["0 abc 3", "1 x 1"]);
         writer.push(piece(0, "d")).unwrap();
         assert_eq!(texts(&mut reader), ["0 d 1"]);
+    }
+
+    #[test]
+    fn work_within_the_reader_goes_on_while_it_waits() {
+        let (writer, mut reader) = channel(100);
+        let work = async move {
+            writer.push(piece(0, "a")).unwrap();
+            tokio::task::yield_now().await;
+            writer.push(piece(0, "b")).unwrap();
+            writer.end(Ok(()));
+        };
+        reader.hold(Task::Within(Box::pin(work)));
+        assert_eq!(texts(&mut reader)[..1], ["0 a 1"]);
+        assert_eq!(texts(&mut reader)[..2], ["0 b 1", "Ok(())"]);
+        let (writer, mut reader) = channel(100);
+        reader.hold(Task::Within(Box::pin(async move { drop(writer) })));
+        assert_eq!(texts(&mut reader)[..1], ["Err(Internal)"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use proto::control;
 use telemetry::SchedulerMetrics;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
-use types::{GenerateSpec, Pooling, RequestId, RequestKey, SampledToken, SamplingParams, Stage, TokenId};
+use types::{Pooling, RequestId, RequestKey, SampledToken, SamplingParams, Stage, TokenId};
 
 use crate::admission::Admission;
 use crate::answer::{Answer, Style};
@@ -69,7 +69,8 @@ pub(crate) async fn serve(
     let (epochs, model, first_token) = (AtomicU32::new(0), OnceLock::new(), OnceLock::new());
     let scored = if request.sampling.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
     let scores = Scores::new(scored.saturating_sub(1));
-    let story = Story { cluster, admission, metrics, request, writer, epochs, model, first_token, scores };
+    let packed = proto::pack(&request.prompt);
+    let story = Story { cluster, admission, metrics, request, packed, writer, epochs, model, first_token, scores };
     story.tell().await
 }
 
@@ -78,6 +79,8 @@ struct Story<'a> {
     admission: &'a Admission,
     metrics: &'a SchedulerMetrics,
     request: &'a Request,
+    /// The prompt as every message to a worker has it.
+    packed: Bytes,
     writer: &'a Writer,
     epochs: AtomicU32,
     /// Digest of the model that the first attempt ran on; no other may continue its text.
@@ -99,21 +102,39 @@ impl Story<'_> {
         let Request { id, prompt, choices, .. } = self.request;
         debug!(request_id = %id, stage = %Stage::Admitted, prompt_tokens = prompt.len(), choices, "admitted");
         self.cluster.admitted();
-        let mut attempts = FuturesUnordered::new();
-        attempts.push(self.attempt(Leg::new(self.answers())));
+        let mut legs = vec![Leg::new(self.answers())];
         let mut tokens = 0;
-        while let Some((leg, outcome)) = attempts.next().await {
-            let finished = leg.answers.iter().filter(|answer| answer.is_finished());
-            tokens += finished.map(|answer| answer.tokens().len()).sum::<usize>();
+        // One attempt after the other, until the choices go on by themselves.
+        while let [_] = legs.as_slice() {
+            let Some(leg) = legs.pop() else { break };
+            let (leg, outcome) = self.attempt(leg).await;
+            tokens += leg.finished_tokens();
             if let Err(broken) = outcome {
-                attempts.extend(self.again(leg, broken)?.into_iter().map(|leg| self.attempt(leg)));
+                legs = self.again(leg, broken)?;
             }
         }
+        tokens += self.side_by_side(legs).await?;
         let seconds = self.request.arrived.elapsed().as_secs_f64();
         let since_first = self.first_token.get().map_or(Duration::ZERO, Instant::elapsed);
         self.metrics.finished(tokens as u64, self.request.arrived.elapsed(), since_first);
         info!(request_id = %id, stage = %Stage::Finished, prompt_tokens = prompt.len(), output_tokens = tokens, seconds, "finished");
         Ok(())
+    }
+
+    /// Choices that go on by themselves. Returns the tokens of those that ended well.
+    async fn side_by_side(&self, legs: Vec<Leg>) -> Result<usize, RequestError> {
+        if legs.is_empty() {
+            return Ok(0);
+        }
+        let mut tokens = 0;
+        let mut attempts: FuturesUnordered<_> = legs.into_iter().map(|leg| self.attempt(leg)).collect();
+        while let Some((leg, outcome)) = attempts.next().await {
+            tokens += leg.finished_tokens();
+            if let Err(broken) = outcome {
+                attempts.extend(self.again(leg, broken)?.into_iter().map(|leg| self.attempt(leg)));
+            }
+        }
+        Ok(tokens)
     }
 
     fn answers(&self) -> Vec<Answer> {
@@ -122,12 +143,12 @@ impl Story<'_> {
     }
 
     /// The work of an attempt; what earlier ones told of the prompt is not asked again.
-    fn spec(&self, leg: &Leg) -> GenerateSpec {
+    fn spec(&self, leg: &Leg) -> control::Spec {
         let mut spec = leg.spec(self.request);
         if self.scores.are_complete() {
             spec.sampling.prompt_logprobs = None;
         }
-        spec
+        proto::spec_of(&spec, self.packed.clone())
     }
 
     /// What follows a failed attempt.
@@ -179,7 +200,7 @@ impl Story<'_> {
     /// D sets blocks aside; its ticket tells P where to send what D lacks.
     async fn reserved(&self, leg: &Leg, path: &Path) -> Result<(Link, Bytes), Failure> {
         let mut decode = path.decode.link(path.key.clone())?;
-        decode.reserve(&self.spec(leg))?;
+        decode.reserve(self.spec(leg))?;
         match decode.next().await? {
             Event::Reserved(reserved) => {
                 debug!(request_id = %path.key.request, stage = %Stage::Reserved, cached_tokens = reserved.cached_tokens, lease_ms = reserved.lease_ms, "reserved");
@@ -202,7 +223,7 @@ impl Story<'_> {
     ) -> Result<(Link, Vec<control::Token>), Broken> {
         let failed = at(Stage::Prefilling);
         let mut prefill = connection.link(path.key.clone()).map_err(&failed)?;
-        prefill.prefill(&self.spec(leg), ticket).map_err(&failed)?;
+        prefill.prefill(self.spec(leg), ticket).map_err(&failed)?;
         let first = loop {
             match next_of_pair(&mut prefill, decode).await.map_err(&failed)? {
                 Event::PromptScores(scores) => self.scored(&prefill, scores).map_err(&failed)?,
@@ -247,7 +268,7 @@ impl Story<'_> {
         let failed = at(Stage::Prefilling);
         let connection = path.prefill.clone().unwrap_or_else(|| path.decode.clone());
         let mut link = connection.link(path.key.clone()).map_err(&failed)?;
-        link.embed(&self.spec(leg), pooling).map_err(&failed)?;
+        link.embed(self.spec(leg), pooling).map_err(&failed)?;
         let embedding = match link.next().await.map_err(&failed)? {
             Event::Embedding(embedding) => embedding,
             other => return Err(failed(link.unexpected(other.name(), "Embedding"))),
@@ -270,14 +291,14 @@ impl Story<'_> {
         // The spec is that of the reservation: without the first tokens, which stand beside it.
         let mut spec = self.spec(leg);
         spec.output.truncate(first.first().map_or(0, |token| token.position as usize));
-        decode.generate(&spec, first)
+        decode.generate(spec, first)
     }
 
     /// No hand-over: D computes the prompt itself.
     async fn computing_locally(&self, leg: &mut Leg, path: &mut Path) -> Result<(), Broken> {
         let failed = at(Stage::Prefilling);
         let mut decode = path.decode.link(path.key.clone()).map_err(&failed)?;
-        decode.generate(&self.spec(leg), Vec::new()).map_err(&failed)?;
+        decode.generate(self.spec(leg), Vec::new()).map_err(&failed)?;
         self.decoding(leg, path, &mut decode, None).await
     }
 

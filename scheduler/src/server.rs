@@ -20,12 +20,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::http::{self, Api};
+use crate::bounds::Bounds;
+use crate::http::{self, Api, Routes};
 
 /// What all connections share. Cheap to clone.
 #[derive(Clone)]
 struct Door {
-    api: Arc<Api>,
+    routes: Routes,
+    bounds: Arc<Bounds>,
     tls: Option<ServerTls>,
     refusals: Arc<Mutex<Seldom>>,
 }
@@ -38,8 +40,9 @@ pub(crate) async fn serve(
     drain: Duration,
     stop: CancellationToken,
 ) {
-    let connections_max = api.bounds.port.connections;
-    let door = Door { api, tls, refusals: Arc::default() };
+    let bounds = Arc::new(api.bounds.clone());
+    let connections_max = bounds.port.connections;
+    let door = Door { routes: Routes::new(api), bounds, tls, refusals: Arc::default() };
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -74,11 +77,11 @@ impl Door {
     async fn connect(self, stream: TcpStream, peer: SocketAddr, graceful: Watcher) {
         // Tokens are small and each is wanted at once.
         let _ = stream.set_nodelay(true);
-        let _ = net::send_buffer(&stream, self.api.bounds.socket_bytes);
-        let bounds = &self.api.bounds.port;
+        let _ = net::send_buffer(&stream, self.bounds.socket_bytes);
+        let bounds = &self.bounds.port;
         let Ok(Some(stream)) = tokio::time::timeout(bounds.header_read, self.admit(stream, peer)).await else { return };
-        let api = self.api.clone();
-        let (stream, service) = bounds.guard(stream, service_fn(move |request| answer(api.clone(), request)));
+        let routes = self.routes.clone();
+        let (stream, service) = bounds.guard(stream, service_fn(move |request| answer(routes.clone(), request)));
         let connection = bounds.http().serve_connection(TokioIo::new(stream), service).into_owned();
         if let Err(error) = graceful.watch(connection).await {
             debug!(%error, "connection ended");
@@ -109,6 +112,6 @@ impl Door {
 /// To who speaks plain HTTP where HTTPS is served.
 const NO_TLS: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 23\r\nconnection: close\r\n\r\nthis port speaks HTTPS\n";
 
-async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    Ok(http::answer(api, request.map(Body::new)).await)
+async fn answer(routes: Routes, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    Ok(http::answer(routes, request.map(Body::new)).await)
 }

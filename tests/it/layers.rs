@@ -51,6 +51,8 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
             "kv",
             "kernels",
             "edge",
+            // bench gateway: workers without a model.
+            "proto",
             "types",
         ],
     ),

@@ -1,7 +1,8 @@
 //! The body of an answer whose reader must go on taking: what is not taken for too long is dropped, and with it all that it held.
 //!
 //! Over HTTP/2 a peer that grants no window stops one stream without ever blocking the socket, and the server then does not ask the body
-//! for more: no deadline inside the body could fire. So a task beside it watches.
+//! for more: no deadline inside the body could fire. So a task beside it watches. Over HTTP/1 the socket blocks, and its own deadline is
+//! enough.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::port::InFlight;
 /// See the module.
 pub struct Paced<B> {
     held: Arc<Mutex<Held<B>>>,
-    watch: AbortHandle,
+    /// `None`: the socket's deadline is enough.
+    watch: Option<AbortHandle>,
 }
 
 struct Held<B> {
@@ -34,10 +36,10 @@ struct Held<B> {
 struct Untaken;
 
 impl<B: Body + Send + Unpin + 'static> Paced<B> {
-    /// `body` answers `request`, which is in flight until then.
-    pub(crate) fn new(body: B, request: InFlight, write_progress: Duration) -> Self {
+    /// `body` answers `request`, which is in flight until then. It is cut when it is left untaken for `limit`.
+    pub(crate) fn new(body: B, request: InFlight, limit: Option<Duration>) -> Self {
         let held = Arc::new(Mutex::new(Held { body: Some((body, request)), untaken: Some(Instant::now()) }));
-        let watch = tokio::spawn(watch(held.clone(), write_progress)).abort_handle();
+        let watch = limit.map(|limit| tokio::spawn(watch(held.clone(), limit)).abort_handle());
         Self { held, watch }
     }
 }
@@ -58,7 +60,8 @@ async fn watch<B>(held: Arc<Mutex<Held<B>>>, limit: Duration) {
 
 impl<B> Drop for Paced<B> {
     fn drop(&mut self) {
-        self.watch.abort();
+        let Some(watch) = &self.watch else { return };
+        watch.abort();
         // The task ends a little later, and must not hold anything until then.
         self.held.lock().body = None;
     }
@@ -75,7 +78,9 @@ where
         let mut held = self.held.lock();
         let Some((body, _)) = &mut held.body else { return Poll::Ready(Some(Err(Untaken.into()))) };
         let poll = Pin::new(body).poll_frame(cx);
-        held.untaken = poll.is_ready().then(Instant::now);
+        if self.watch.is_some() {
+            held.untaken = poll.is_ready().then(Instant::now);
+        }
         poll.map_err(Into::into)
     }
 
@@ -115,7 +120,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_not_taken_is_given_back() {
         let activity = Activity::default();
-        let mut body = Paced::new(Test { talks: true }, activity.begin(), LIMIT);
+        let mut body = Paced::new(Test { talks: true }, activity.begin(), Some(LIMIT));
         for _ in 0..5 {
             body.frame().await.unwrap().unwrap();
             tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
@@ -129,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_is_not_the_reader_s_fault() {
         let activity = Activity::default();
-        let mut body = Paced::new(Test { talks: false }, activity.begin(), LIMIT);
+        let mut body = Paced::new(Test { talks: false }, activity.begin(), Some(LIMIT));
         assert!(tokio::time::timeout(10 * LIMIT, body.frame()).await.is_err());
         assert_eq!(activity.look().in_flight, 1);
         drop(body);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::body::Body;
 use hyper::service::Service;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use net::TcpStream;
@@ -47,6 +47,8 @@ impl PortBounds {
         builder
             .http1()
             .timer(TokioTimer::new())
+            // A token with its frame is shorter than what the kernel would be told about its parts.
+            .writev(false)
             .header_read_timeout(None)
             .max_buf_size(self.header_bytes)
             .max_headers(self.headers);
@@ -95,11 +97,10 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<I>) -> Self::Future {
-        let (in_flight, write_progress) = (self.activity.begin(), self.write_progress);
+        let in_flight = self.activity.begin();
+        let limit = (request.version() == Version::HTTP_2).then_some(self.write_progress);
         let answer = self.answer.call(request);
-        Box::pin(
-            async move { answer.await.map(|answer| answer.map(|body| Paced::new(body, in_flight, write_progress))) },
-        )
+        Box::pin(async move { answer.await.map(|answer| answer.map(|body| Paced::new(body, in_flight, limit))) })
     }
 }
 

@@ -38,13 +38,11 @@ impl ChainRoot {
 
     /// Hash of the full block that holds `tokens` and follows `parent` (none for the first block).
     pub fn next(&self, parent: Option<BlockHash>, tokens: &[TokenId]) -> BlockHash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&parent.map_or([0; 16], |parent| parent.0));
-        for token in tokens {
-            hasher.update(&token.to_le_bytes());
-        }
+        let mut input = Vec::with_capacity(16 + size_of_val(tokens));
+        input.extend(parent.map_or([0; 16], |parent| parent.0));
+        input.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
         let mut hash = [0; 16];
-        hasher.finalize_xof().fill(&mut hash);
+        hash.copy_from_slice(&blake3::keyed_hash(&self.key, &input).as_bytes()[..16]);
         BlockHash(hash)
     }
 }
@@ -69,6 +67,21 @@ mod tests {
         assert_eq!(chain("m", b"", &[1]).len(), 0);
         assert_eq!(chain("m", b"", &[1, 2, 3]).len(), 1);
         assert_eq!(chain("m", b"", &[1, 2, 3, 4]).len(), 2);
+    }
+
+    #[test]
+    fn a_hash_is_the_keyed_one_of_parent_and_tokens() {
+        let (root, parent) = (ChainRoot::new("m", b"s"), BlockHash([7; 16]));
+        for (before, tokens) in [(None, vec![1, 2, 3]), (Some(parent), (0..1000).collect()), (Some(parent), vec![])] {
+            let mut hasher = blake3::Hasher::new_keyed(&root.key);
+            hasher.update(&before.map_or([0; 16], |parent| parent.0));
+            for token in &tokens {
+                hasher.update(&TokenId::to_le_bytes(*token));
+            }
+            let mut expected = [0; 16];
+            hasher.finalize_xof().fill(&mut expected);
+            assert_eq!(root.next(before, &tokens), BlockHash(expected));
+        }
     }
 
     #[test]

@@ -12,10 +12,16 @@ use crate::{ApiError, ChatLogprobs, ChatPart, CompletionLogprobs, TokenLogprob};
 /// The event that ends a stream.
 pub const DONE: &str = "data: [DONE]\n\n";
 
+/// Most events of a token are shorter.
+const EVENT_BYTES: usize = 256;
+
 /// One event: `data: <json>` and an empty line.
 pub fn sse_event(chunk: &impl Serialize) -> String {
-    let json = serde_json::to_string(chunk).expect("chunks are strings, numbers and lists, which always serialise");
-    format!("data: {json}\n\n")
+    let mut event = Vec::with_capacity(EVENT_BYTES);
+    event.extend(b"data: ");
+    serde_json::to_writer(&mut event, chunk).expect("chunks are strings, numbers and lists, which always serialise");
+    event.extend(b"\n\n");
+    String::from_utf8(event).expect("JSON is UTF-8")
 }
 
 /// The event for an error inside a running stream; [`DONE`] does not follow, so that a cut answer never looks like a whole one.

@@ -63,8 +63,12 @@ impl Chain {
     }
 
     /// The text that a token makes certain.
-    pub(crate) fn push(&self, state: &mut ChainState, token: String) -> String {
-        self.pass(state, 0, vec![token])
+    pub(crate) fn push(&self, state: &mut ChainState, token: &str) -> String {
+        // Most tokenizers have just this stage.
+        if let ([Stage::Bytes], [Memory::Bytes(tail)]) = (self.0.as_slice(), state.0.as_mut_slice()) {
+            return push_bytes(tail, token);
+        }
+        self.pass(state, 0, vec![token.to_owned()])
     }
 
     /// The text that was held back; nothing follows.
@@ -129,8 +133,7 @@ impl Stage {
                 }
             },
             (Self::Bytes, Memory::Bytes(tail)) => {
-                tail.extend(mapped_bytes(&token));
-                vec![take_characters(tail)]
+                vec![push_bytes(tail, &token)]
             }
             (Self::StripStart { content, .. }, Memory::Left(left)) => vec![strip_start(&token, *content, left)],
             _ => unreachable!("Chain::start gives every stage its own kind of memory"),
@@ -262,6 +265,22 @@ fn strip_start(piece: &str, content: char, left: &mut usize) -> String {
     rest.to_owned()
 }
 
+/// The characters that a byte-level token makes certain.
+fn push_bytes(tail: &mut Vec<u8>, token: &str) -> String {
+    let before = tail.len();
+    for character in token.chars() {
+        match byte_of(character) {
+            Some(byte) => tail.push(byte),
+            None => {
+                tail.truncate(before);
+                tail.extend(token.as_bytes());
+                break;
+            }
+        }
+    }
+    take_characters(tail)
+}
+
 /// Byte-level BPE writes each byte as a printable character; a token with any other character stands for its own UTF-8 bytes.
 fn mapped_bytes(token: &str) -> Vec<u8> {
     token.chars().map(byte_of).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
@@ -280,6 +299,18 @@ fn byte_of(character: char) -> Option<u8> {
     u8::try_from(byte).ok()
 }
 
+/// The other way round.
+pub(crate) fn byte_char(byte: u8) -> char {
+    let code = u32::from(byte);
+    let code = match code {
+        0x00..=0x20 => 0x100 + code,
+        0x7f..=0xa0 => 0x121 + code - 0x7f,
+        0xad => 0x143,
+        _ => code,
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,6 +322,7 @@ mod tests {
         for character in (0..0x400).filter_map(char::from_u32) {
             let Some(byte) = byte_of(character) else { continue };
             seen.push(byte);
+            assert_eq!(byte_char(byte), character);
             let expected = decoded(&decoder, vec![character.to_string()]).concat();
             assert_eq!(String::from_utf8_lossy(&[byte]), expected, "{character:?}");
         }

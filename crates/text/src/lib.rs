@@ -17,6 +17,7 @@ mod reasoning;
 mod stop;
 mod template;
 mod tokenizer;
+mod words;
 
 pub use calls::{Part, ToolFormat, ToolParser};
 pub use detokenizer::Detokenizer;

@@ -1,13 +1,16 @@
 //! The model's tokenizer, loaded once and shared.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokenizers::Model as _;
 use types::TokenId;
 
 use crate::decoder::{Chain, ChainState};
+use crate::words::Words;
 use crate::{Detokenizer, Error};
 
 /// The largest `tokenizer.json` that is read. The largest of a published model is below 40 MB.
@@ -23,9 +26,18 @@ pub struct Tokenizer(Arc<Inner>);
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     chain: Chain,
+    /// Every token as it stands in the vocabulary.
+    tokens: HashMap<TokenId, Token>,
+    /// Where its texts can be encoded word by word.
+    words: Option<Words>,
     vocab_size: usize,
     /// Bytes of the longest token, at least.
     token_bytes_max: usize,
+}
+
+struct Token {
+    text: Box<str>,
+    is_special: bool,
 }
 
 impl Tokenizer {
@@ -50,7 +62,9 @@ impl Tokenizer {
         let vocab = tokenizer.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
         let token_bytes_max = vocab.keys().map(String::len).max().unwrap_or(0).max(1);
-        Ok(Self(Arc::new(Inner { tokenizer, chain, vocab_size, token_bytes_max })))
+        let words = Words::new(&tokenizer);
+        let tokens = vocab.values().filter_map(|&id| Some((id, Token::new(&tokenizer, id)?))).collect();
+        Ok(Self(Arc::new(Inner { tokenizer, chain, tokens, words, vocab_size, token_bytes_max })))
     }
 
     /// Whether a text of so many bytes is more than `tokens` tokens, whatever it says: known without encoding it, which takes a hundred
@@ -61,6 +75,9 @@ impl Tokenizer {
 
     /// Token ids of `text`; `add_special` adds what the model's post-processor adds (BOS mostly).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, Error> {
+        if let Some(words) = &self.0.words {
+            return words.encode(&self.0.tokenizer, text, add_special);
+        }
         let encoding =
             self.0.tokenizer.encode_fast(text, add_special).map_err(|error| Error::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
@@ -81,7 +98,7 @@ impl Tokenizer {
 
     /// The bytes that one token adds in the middle of a text; empty outside the vocabulary.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
-        self.token(id).map(|token| self.0.chain.bytes_of(token)).unwrap_or_default()
+        self.0.tokens.get(&id).map(|token| self.0.chain.bytes_of(token.text.clone().into())).unwrap_or_default()
     }
 
     /// One more than the highest id, added tokens included. The model's own vocabulary may be padded beyond it.
@@ -96,14 +113,7 @@ impl Tokenizer {
 
     /// Whether `skip_special` leaves this token out.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.token(id).is_some_and(|token| self.0.tokenizer.get_added_vocabulary().is_special_token(&token))
-    }
-
-    /// A token as it stands in the vocabulary.
-    fn token(&self, id: TokenId) -> Option<String> {
-        use tokenizers::Model as _;
-        let added = self.0.tokenizer.get_added_vocabulary().simple_id_to_token(id);
-        added.or_else(|| self.0.tokenizer.get_model().id_to_token(id))
+        self.0.tokens.get(&id).is_some_and(|token| token.is_special)
     }
 
     pub(crate) fn start(&self, after_prompt: bool) -> ChainState {
@@ -111,15 +121,22 @@ impl Tokenizer {
     }
 
     pub(crate) fn push(&self, state: &mut ChainState, id: TokenId, skip_special: bool) -> String {
-        match self.token(id) {
-            Some(_) if skip_special && self.is_special(id) => String::new(),
-            Some(token) => self.0.chain.push(state, token),
-            None => String::new(),
+        match self.0.tokens.get(&id) {
+            Some(token) if !(skip_special && token.is_special) => self.0.chain.push(state, &token.text),
+            _ => String::new(),
         }
     }
 
     pub(crate) fn finish(&self, state: &mut ChainState) -> String {
         self.0.chain.finish(state)
+    }
+}
+
+impl Token {
+    fn new(tokenizer: &tokenizers::Tokenizer, id: TokenId) -> Option<Self> {
+        let added = tokenizer.get_added_vocabulary();
+        let text = added.simple_id_to_token(id).or_else(|| tokenizer.get_model().id_to_token(id))?;
+        Some(Self { is_special: added.is_special_token(&text), text: text.into() })
     }
 }
 
@@ -137,6 +154,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::decoder::byte_char;
 
     /// A tokenizer from the JSON of a `tokenizer.json`, and the crate's own for comparison.
     pub(crate) fn from_json(json: &str) -> (Tokenizer, tokenizers::Tokenizer) {
@@ -205,17 +223,6 @@ pub(crate) mod tests {
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": !byte_level, "vocab": ids, "merges": merges }
         })
         .to_string()
-    }
-
-    fn byte_char(byte: u8) -> char {
-        let code = u32::from(byte);
-        let code = match code {
-            0x00..=0x20 => 0x100 + code,
-            0x7f..=0xa0 => 0x121 + code - 0x7f,
-            0xad => 0x143,
-            _ => code,
-        };
-        char::from_u32(code).unwrap()
     }
 
     #[test]

@@ -44,11 +44,12 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     }
     let (tokenizer, skip_special) = (api.tokenizer.clone(), generation.skip_special_tokens);
     let (prompts, texts) = off_loop(body.len(), move || {
-        let pairs = prompts.into_iter().map(|prompt| tokenise(&tokenizer, prompt, add_special_tokens, skip_special));
+        let show = echo.then_some(Shown { skip_special });
+        let pairs = prompts.into_iter().map(|prompt| tokenise(&tokenizer, prompt, add_special_tokens, show));
         Ok(pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip())
     })
     .await?;
-    let echo = Echo { texts: if echo { texts } else { Vec::new() }, logprobs: generation.echoed_logprobs(echo) };
+    let echo = Echo { texts, logprobs: generation.echoed_logprobs(echo) };
     let order = Order {
         caller,
         kind: "cmpl-",
@@ -65,7 +66,7 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
 
 /// The prompts' texts, to be repeated in front of every choice.
 pub(super) struct Echo {
-    /// One per prompt; none without `echo`.
+    /// One per prompt; empty without `echo`.
     texts: Vec<String>,
     /// Report their tokens as the answer's, with so many alternatives.
     logprobs: Option<u32>,
@@ -84,21 +85,28 @@ impl Echo {
     }
 }
 
-/// A prompt as ids and as text.
+/// The prompt's text is shown to the client.
+#[derive(Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) skip_special: bool,
+}
+
+/// A prompt as ids and, where it is shown, as text.
 pub(super) fn tokenise(
     tokenizer: &Tokenizer,
     prompt: Prompt,
     add_special: bool,
-    skip_special: bool,
+    shown: Option<Shown>,
 ) -> Result<(Vec<TokenId>, String), ApiError> {
     let (tokens, text) = match prompt {
         Prompt::Text(text) => {
             let tokens = tokenizer.encode(&text, add_special);
-            (tokens.map_err(|error| ApiError::bad_field("prompt", error.to_string()))?, text)
+            let tokens = tokens.map_err(|error| ApiError::bad_field("prompt", error.to_string()))?;
+            (tokens, if shown.is_some() { text } else { String::new() })
         }
         Prompt::Tokens(tokens) => {
-            let text = tokenizer.decode(&tokens, skip_special);
-            (tokens, text)
+            let text = shown.map(|shown| tokenizer.decode(&tokens, shown.skip_special));
+            (tokens, text.unwrap_or_default())
         }
     };
     match tokens.is_empty() {

@@ -45,7 +45,7 @@ async fn start(
             let facts = api.facts();
             inputs.iter().try_for_each(|input| input.check_vocabulary("input", &facts))?;
             let tokenizer = api.tokenizer.clone();
-            let tokens = move |input| tokenise(&tokenizer, input, add_special_tokens, true).map(|(tokens, _)| tokens);
+            let tokens = move |input| tokenise(&tokenizer, input, add_special_tokens, None).map(|(tokens, _)| tokens);
             off_loop(body.len(), || inputs.into_iter().map(tokens).collect()).await?
         }
     };

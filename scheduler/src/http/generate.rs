@@ -20,7 +20,7 @@ use types::{Pooling, RequestId, SamplingParams, TokenId};
 use super::error::{self, RETRY_SECONDS};
 use super::{Api, Caller, unix_seconds};
 use crate::answer::{Piece, Style};
-use crate::output::{self, Item, Reader, Writer};
+use crate::output::{self, Item, Reader, Task, Writer};
 use crate::request::{Request, RequestError, serve};
 
 /// Texts up to this are tokenised on the spot; longer ones would hold up everyone else's tokens.
@@ -120,7 +120,7 @@ impl Api {
             style,
             completion_tokens: 0,
             reasoning_tokens: order.reasoning.is_some().then_some(0),
-            reader: self.spawn(requests),
+            reader: self.begin(requests, generation.stream.is_some()),
             ending: Ending { api: self.clone(), outcome: Outcome::Cancelled },
             _permit: permit,
             _permit_of_key: permit_of_key,
@@ -192,14 +192,21 @@ impl Api {
         order.prompts.iter().enumerate().map(request).collect()
     }
 
-    fn spawn(self: &Arc<Self>, requests: Vec<Request>) -> Reader {
+    /// The client of a stream may read slowly, which must hold up nobody: its work is a task of its own.
+    fn begin(self: &Arc<Self>, requests: Vec<Request>, stream: bool) -> Reader {
         let (writer, mut reader) = output::channel(self.bounds.unread_bytes);
         let api = self.clone();
-        let task = tokio::spawn(async move {
-            let served = try_join_all(requests.iter().map(|request| serve_one(&api, request, &writer))).await;
-            writer.end(served.map(|_| ()));
+        let work = async move {
+            let served = match requests.as_slice() {
+                [request] => serve_one(&api, request, &writer).await,
+                all => try_join_all(all.iter().map(|request| serve_one(&api, request, &writer))).await.map(drop),
+            };
+            writer.end(served);
+        };
+        reader.hold(match stream {
+            true => Task::Apart(tokio::spawn(work).abort_handle()),
+            false => Task::Within(Box::pin(work)),
         });
-        reader.hold(task.abort_handle());
         reader
     }
 }

@@ -85,18 +85,31 @@ struct Caller {
     key: Option<Arc<Key>>,
 }
 
+/// Every route of an [`Api`], made once and shared by all connections. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    router: axum::Router,
+    url_bytes_max: usize,
+}
+
+impl Routes {
+    pub(crate) fn new(api: Arc<Api>) -> Self {
+        Self { url_bytes_max: api.bounds.url_bytes, router: routes(api) }
+    }
+}
+
 /// Handles one request to its response. A panic ends only this request.
-pub(crate) async fn answer(api: Arc<Api>, mut request: Request<Body>) -> Response<Body> {
+pub(crate) async fn answer(routes: Routes, mut request: Request<Body>) -> Response<Body> {
     let id = client_id(request.headers().get(REQUEST_ID));
     request.extensions_mut().insert(Caller { id: id.clone(), key: None });
     let ends = ends_connection(&request);
-    let url_bytes_max = api.bounds.url_bytes;
+    let Routes { router, url_bytes_max } = routes;
     let routed = async {
         if url_bytes(request.uri()) > url_bytes_max {
             let message = format!("the URL is longer than the {url_bytes_max} bytes allowed");
             return Ok(error::response(&ApiError::new(ErrorKind::UrlTooLong, message)));
         }
-        routes(api).oneshot(request).await
+        router.oneshot(request).await
     };
     let response = AssertUnwindSafe(routed).catch_unwind().await;
     let mut response = match response {
@@ -226,6 +239,11 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// A random id that needs no word with the system.
+fn unique_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().simple().to_string()
+}
+
 /// Characters of a client's own id that are kept.
 const CLIENT_ID_CHARS: usize = 64;
 
@@ -236,7 +254,7 @@ fn client_id(header: Option<&HeaderValue>) -> String {
         .and_then(|value| value.to_str().ok())
         .map(|text| text.chars().filter(harmless).take(CLIENT_ID_CHARS).collect())
         .unwrap_or_default();
-    if sent.is_empty() { uuid::Uuid::new_v4().simple().to_string() } else { sent }
+    if sent.is_empty() { unique_id() } else { sent }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use hyper::{Request, Response};
 use openai::{ApiError, GenerateRequest, GenerateResponse, Prompt};
 use tokio::time::Instant;
 
-use super::completions::tokenise;
+use super::completions::{Shown, tokenise};
 use super::generate::{Generating, Order, answer, off_loop};
 use super::{Api, Caller, json};
 use crate::answer::Piece;
@@ -40,8 +40,8 @@ async fn start(api: &Arc<Api>, caller: Caller, request: Request<Body>) -> Result
     let arrived = Instant::now();
     let body = api.body(request).await?;
     let GenerateRequest { prompt, generation } = GenerateRequest::read(&body, &api.bounds.request)?;
-    let (tokenizer, skip_special) = (api.tokenizer.clone(), generation.skip_special_tokens);
-    let tokenise = move || tokenise(&tokenizer, Prompt::Text(prompt), true, skip_special);
+    let (tokenizer, shown) = (api.tokenizer.clone(), Shown { skip_special: generation.skip_special_tokens });
+    let tokenise = move || tokenise(&tokenizer, Prompt::Text(prompt), true, Some(shown));
     let (tokens, prompt) = off_loop(body.len(), tokenise).await?;
     let texts = Texts { texts: vec![prompt; generation.n as usize], delimiter: delimiter(api.protocol) };
     let prompts = vec![tokens];

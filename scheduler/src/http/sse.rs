@@ -86,7 +86,9 @@ pub(super) async fn respond<T: Telling>(mut telling: T) -> Result<Response<Body>
         Err(_) => (Stage::First(first), Duration::ZERO),
     };
     let body = Body::from_stream(futures::stream::unfold(first, tell));
-    let mut response = Response::new(Body::new(KeepAlive { body, silence, due: Box::pin(tokio::time::sleep(due)) }));
+    let due = Instant::now() + due;
+    let timer = Box::pin(tokio::time::sleep_until(due));
+    let mut response = Response::new(Body::new(KeepAlive { body, silence, due, timer }));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -110,14 +112,18 @@ async fn tell<T: Telling>(stage: Stage<T>) -> Option<(Result<Bytes, Infallible>,
     };
     let (events, goes_on) = telling.encode(next);
     let stage = if goes_on { Stage::Further(telling) } else { Stage::Over };
-    Some((Ok(Bytes::from(opening + &events)), stage))
+    let events = if opening.is_empty() { events } else { opening + &events };
+    Some((Ok(Bytes::from(events)), stage))
 }
 
 /// Events, and comment lines while there are none: clients skip them, and no proxy takes the stream for dead.
 struct KeepAlive {
     body: Body,
     silence: Duration,
-    due: Pin<Box<Sleep>>,
+    /// When a comment is, if nothing comes before.
+    due: Instant,
+    /// Set anew when it fires, not with every event.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl hyper::body::Body for KeepAlive {
@@ -126,12 +132,16 @@ impl hyper::body::Body for KeepAlive {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut poll = Pin::new(&mut self.body).poll_frame(cx);
-        if poll.is_pending() {
-            ready!(self.due.as_mut().poll(cx));
-            poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
+        while poll.is_pending() {
+            ready!(self.timer.as_mut().poll(cx));
+            if self.due <= Instant::now() {
+                poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
+            } else {
+                let due = self.due;
+                self.timer.as_mut().reset(due);
+            }
         }
-        let next = Instant::now() + self.silence;
-        self.due.as_mut().reset(next);
+        self.due = Instant::now() + self.silence;
         poll
     }
 }
@@ -216,7 +226,8 @@ impl Events {
             Some(parts) => self.parts(&parts, shown),
             None => {
                 let chunk = CompletionChunk::text(&self.generating.head, shown);
-                echo + &sse_event(&self.running_usage().into_iter().fold(chunk, CompletionChunk::with_usage))
+                let event = sse_event(&self.running_usage().into_iter().fold(chunk, CompletionChunk::with_usage));
+                if echo.is_empty() { event } else { echo + &event }
             }
         }
     }

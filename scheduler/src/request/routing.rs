@@ -1,12 +1,13 @@
 //! Stage 2 of a request's life, Routed: P and D are chosen and booked together, after waiting for them where that makes sense.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv::{ChainRoot, hash_chain};
+use kv::{BlockHash, ChainRoot, hash_chain};
 use tokio::time::Instant;
 use tracing::info;
-use types::{RequestKey, Role, Stage, TokenId};
+use types::{RequestKey, Role, Stage};
 
 use super::error::Broken;
 use super::{Path, RequestError, Story};
@@ -18,24 +19,28 @@ use crate::pairing::{Facts, PREFIX_BLOCK};
 /// Before an instance that said it is full is asked again: some decode steps, in which others may end.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
+/// Hashes of prompt and output, once someone has asked for them.
+type Chain = Option<Vec<BlockHash>>;
+
 impl Story<'_> {
     /// Chooses and books P and D. Waits a moment for an instance that is not there, and in the line for room.
     pub(super) async fn routed(&self, leg: &mut Leg) -> Result<Path, Broken> {
         let _waiting = self.metrics.waiting();
         let overtakes = !leg.has_output() && self.admission.has_line();
+        let mut chain = None;
         loop {
             let mut changed = std::pin::pin!(self.cluster.changed());
             changed.as_mut().enable();
-            match if overtakes { Asked::NoRoom } else { self.ask(leg)? } {
+            match if overtakes { Asked::NoRoom } else { self.ask(leg, &mut chain)? } {
                 Asked::Go(path) => return Ok(path),
-                Asked::NoRoom => return self.in_line(leg).await,
+                Asked::NoRoom => return self.in_line(leg, chain).await,
                 Asked::NotBefore(time) => tokio::time::sleep_until(time).await,
                 Asked::Absent(role) => wait(changed, self.absent_until(leg), RequestError::NoInstance { role }).await?,
             }
         }
     }
 
-    async fn in_line(&self, leg: &mut Leg) -> Result<Path, Broken> {
+    async fn in_line(&self, leg: &mut Leg, mut chain: Chain) -> Result<Path, Broken> {
         let waited = self.cluster.timings().wait;
         let until = *leg.waiting_since.get_or_insert_with(Instant::now) + waited;
         let place = self.admission.queue()?;
@@ -51,7 +56,7 @@ impl Story<'_> {
             }
             let mut changed = std::pin::pin!(self.cluster.changed());
             changed.as_mut().enable();
-            match self.ask(leg)? {
+            match self.ask(leg, &mut chain)? {
                 Asked::Go(path) => return Ok(path),
                 Asked::NoRoom => wait(changed, until, RequestError::NoRoom { waited }).await?,
                 Asked::NotBefore(time) => tokio::time::sleep_until(time).await,
@@ -60,20 +65,24 @@ impl Story<'_> {
         }
     }
 
-    /// Asks the router once.
-    fn ask(&self, leg: &mut Leg) -> Result<Asked, RequestError> {
+    /// Asks the router once. `chain` is the tokens', made by the first who asks.
+    fn ask(&self, leg: &mut Leg, chain: &mut Chain) -> Result<Asked, RequestError> {
         let Some(model) = self.cluster.model() else { return Ok(Asked::Absent(Role::Decode)) };
         if self.model.get_or_init(|| model.digest.clone()) != &model.digest {
             return Ok(Asked::Absent(Role::Decode));
         }
-        let spec = self.spec(leg);
-        let tokens: Vec<TokenId> = spec.prompt.iter().chain(&spec.output).copied().collect();
-        let chain = hash_chain(&ChainRoot::new(&model.digest, &spec.cache_salt), &tokens, PREFIX_BLOCK);
+        let (prompt, output) = (&self.request.prompt[..], leg.output());
+        let chain = chain.get_or_insert_with(|| {
+            let root = ChainRoot::new(&model.digest, &self.request.cache_salt);
+            let tokens = if output.is_empty() { Cow::Borrowed(prompt) } else { Cow::Owned([prompt, output].concat()) };
+            hash_chain(&root, &tokens, PREFIX_BLOCK)
+        });
+        let tokens = (prompt.len() + output.len()) as u32;
         let facts = |excluded| Facts {
-            tokens: tokens.len() as u32,
-            chain: &chain,
+            tokens,
+            chain,
             choices: self.request.sampling.beam.map_or(leg.answers.len() as u32, |beam| beam.width),
-            new_tokens: spec.sampling.max_tokens.saturating_sub(spec.output.len() as u32),
+            new_tokens: self.request.sampling.max_tokens.saturating_sub(output.len() as u32),
             excluded,
         };
         let [wary, tried, bold] = leg.tried.excluded(self.cluster);
@@ -90,7 +99,6 @@ impl Story<'_> {
                 },
             },
         };
-        let tokens = tokens.len() as u32;
         match routed {
             Routed::Go { booked, prefill, decode } => {
                 leg.prefill = prefill.as_ref().map(|connection| (connection.slot, connection.generation));

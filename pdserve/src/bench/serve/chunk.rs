@@ -4,13 +4,13 @@ use serde::Deserialize;
 
 /// One event.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Chunk {
+pub(in crate::bench) struct Chunk {
     #[serde(default)]
     pub(super) choices: Vec<ChunkChoice>,
     #[serde(default)]
     pub(super) usage: Option<Usage>,
     #[serde(default)]
-    pub(super) error: Option<serde_json::Value>,
+    pub(in crate::bench) error: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -36,6 +36,11 @@ pub(super) struct PromptDetails {
 }
 
 impl Chunk {
+    /// The text of each choice.
+    pub(in crate::bench) fn text(&self) -> impl Iterator<Item = &str> {
+        self.choices.iter().map(|choice| choice.text.as_str())
+    }
+
     /// Output tokens there are after this chunk, when `before` were there.
     ///
     /// A server that sends running usage says it itself. Others send one token per chunk, and a last one that repeats the finish

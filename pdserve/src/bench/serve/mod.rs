@@ -23,11 +23,12 @@ use anyhow::ensure;
 
 pub(crate) use args::Args;
 use args::{Common, Workload};
+pub(super) use chunk::Chunk;
 use cluster::OwnCluster;
 use load::Load;
 use prompts::PromptSource;
 use result::{Measured, Run};
-use target::Target;
+pub(super) use target::Target;
 use workload::{FixedSpec, Pace};
 
 use crate::bench::conditions::Conditions;

@@ -4,7 +4,9 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::Request;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -21,12 +23,12 @@ const ERROR_CHARS_MAX: usize = 300;
 
 /// A server and the model to ask it for. Cheap to clone: clones share connections.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
+pub(in crate::bench) struct Target {
     /// Short, for the heads of columns.
     pub(super) label: String,
     /// What it is: an address, or how it was started.
     pub(super) description: String,
-    pub(super) model: String,
+    pub(in crate::bench) model: String,
     /// Prompt and output together, if the server says.
     pub(super) max_model_len: Option<u32>,
     base: String,
@@ -35,7 +37,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Asks the server what it serves. `model`: `None` takes the first of its list.
-    pub(super) async fn connect(
+    pub(in crate::bench) async fn connect(
         label: String,
         description: String,
         url: &str,
@@ -54,8 +56,17 @@ impl Target {
         Ok(target)
     }
 
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let answer = self.http.get(format!("{}{path}", self.base).parse()?).await?;
+    pub(in crate::bench) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.answer(path, Request::get(format!("{}{path}", self.base)).body(Full::default())?).await
+    }
+
+    pub(in crate::bench) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = Request::post(format!("{}{path}", self.base)).header("content-type", "application/json");
+        self.answer(path, request.body(Full::from(body.to_string()))?).await
+    }
+
+    async fn answer(&self, path: &str, request: Request<Full<Bytes>>) -> anyhow::Result<Value> {
+        let answer = self.http.request(request).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
@@ -86,7 +97,7 @@ impl Target {
             "model": self.model, "prompt": job.prompt.tokens(vocab), "max_tokens": job.output, "ignore_eos": true,
             "temperature": 0, "stream": true, "stream_options": { "include_usage": true, "continuous_usage_stats": true },
         });
-        let request = hyper::Request::post(format!("{}/v1/completions", self.base))
+        let request = Request::post(format!("{}/v1/completions", self.base))
             .header("content-type", "application/json")
             .body(Full::from(body.to_string()))?;
         let answer = self.http.request(request).await?;
@@ -139,10 +150,9 @@ fn shorten(bytes: &[u8]) -> String {
 mod tests {
     use std::convert::Infallible;
 
-    use bytes::Bytes;
     use hyper::body::Incoming;
     use hyper::service::service_fn;
-    use hyper::{Request, Response, StatusCode};
+    use hyper::{Response, StatusCode};
     use hyper_util::rt::TokioIo;
 
     use super::*;
