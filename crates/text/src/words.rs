@@ -218,6 +218,14 @@ mod tests {
         assert!(!file(&|file| file["added_tokens"][0]["normalized"] = true.into()));
     }
 
+    #[test]
+    fn every_two_ascii_characters_are_cut_as_by_the_crate() {
+        let ascii = || (0..128u8).map(char::from);
+        for first in ascii() {
+            check(&ascii().flat_map(|second| [first, second, 'a', ' ', first, second, '1']).collect::<String>());
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
