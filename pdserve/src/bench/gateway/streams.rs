@@ -36,8 +36,8 @@ const OPENING: usize = 128;
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 const COLUMNS: [&str; 7] = ["tok/s per core", "us/tok", "kernel %", "of best", "tok/s", "of best", "tokens/event"];
-/// Tokens under way of each stream in the last row.
-const AHEAD: u32 = 8;
+/// Tokens of each stream that may be under way: a reader that keeps up, and one that lags.
+const AHEAD: [u32; 2] = [1, 8];
 
 /// So many streams, and how many tokens of each may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +65,9 @@ struct Counts {
 
 /// Every number of streams once per round.
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Found> {
-    let mut shapes: Vec<_> =
-        bench.args.streams.iter().map(|&streams| Shape { streams: usize::from(streams), ahead: 1 }).collect();
-    shapes.extend(shapes.last().map(|last| Shape { ahead: AHEAD, ..*last }));
-    let mut rows: Vec<(Shape, Vec<Relayed>)> = shapes.into_iter().map(|shape| (shape, Vec::new())).collect();
+    let numbers = bench.args.streams.iter().copied().map(usize::from);
+    let shapes = AHEAD.into_iter().flat_map(|ahead| numbers.clone().map(move |streams| Shape { streams, ahead }));
+    let mut rows: Vec<(Shape, Vec<Relayed>)> = shapes.map(|shape| (shape, Vec::new())).collect();
     for _ in bench.rounds("streams") {
         for (shape, rounds) in &mut rows {
             rounds.push(run(&bench.gateway, *shape, bench.time()).await?);
@@ -76,8 +75,11 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Found> {
     }
     let title = format!("streams: tokens relayed to open streams, medians of {} round(s)", bench.args.rounds);
     let mut table = Table::new(title, COLUMNS);
-    let one_ahead: Vec<_> = rows.iter().filter(|(shape, _)| shape.ahead == 1).map(|(_, rounds)| &rounds[..]).collect();
-    rows.iter().for_each(|(shape, rounds)| table.row(shape.name(), values(rounds, &one_ahead)));
+    for (shape, rounds) in &rows {
+        let rivals: Vec<_> = rows.iter().filter(|(rival, _)| rival.ahead == shape.ahead).collect();
+        let rivals: Vec<_> = rivals.iter().map(|(_, rounds)| &rounds[..]).collect();
+        table.row(shape.name(), values(rounds, &rivals));
+    }
     let details = rows.iter().map(|(shape, rounds)| (shape.name(), rounds.iter().map(Relayed::json).collect()));
     Ok(Found { name: "streams", table, notes: Vec::new(), rounds: Value::Object(details.collect()) })
 }
