@@ -15,7 +15,3 @@ mod web;
 
 pub use chaos::{Fault, FaultProxy, mutate};
 pub use cli::{Cli, main};
-
-/// Of all roles: most of what a scheduler does for a token or a request is to allocate a little, and to hand it to another thread.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
