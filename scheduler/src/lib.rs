@@ -12,6 +12,7 @@ mod canary;
 mod cluster;
 mod config;
 mod connection;
+mod deadline;
 mod http;
 mod inbox;
 mod leg;

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -14,9 +13,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, Spec, scheduler_message::Body};
 use tokio::task::coop::cooperative;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use types::{InstanceId, Pooling, RequestKey};
 
+use crate::deadline::Deadline;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::pairing::Slot;
@@ -90,8 +90,8 @@ pub(crate) struct Link {
     connection: Arc<Connection>,
     key: RequestKey,
     events: Inbox,
-    /// Runs while the worker is waited for; set anew when it fires, not with every event.
-    silence: Option<Pin<Box<Sleep>>>,
+    /// Runs from the first time that the worker is waited for.
+    silence: Option<Deadline>,
     /// The worker may hold something for the attempt.
     open: bool,
 }
@@ -228,14 +228,8 @@ impl Link {
         if let Poll::Ready(event) = self.events.poll_take(cx) {
             return Poll::Ready(Ok(event));
         }
-        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        loop {
-            ready!(silence.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(Err(Silence));
-            }
-            silence.as_mut().reset(due);
-        }
+        ready!(self.silence.get_or_insert_with(|| Deadline::new(due)).poll(cx, due));
+        Poll::Ready(Err(Silence))
     }
 
     /// The worker said something that does not belong here.

@@ -105,8 +105,9 @@ impl Story<'_> {
         let mut legs = vec![Leg::new(self.answers())];
         let mut tokens = 0;
         // One attempt after the other, until the choices go on by themselves.
-        while let [_] = legs.as_slice() {
-            let Some(leg) = legs.pop() else { break };
+        while legs.len() == 1
+            && let Some(leg) = legs.pop()
+        {
             let (leg, outcome) = self.attempt(leg).await;
             tokens += leg.finished_tokens();
             if let Err(broken) = outcome {

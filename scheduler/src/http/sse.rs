@@ -15,12 +15,13 @@ use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use openai::{ApiError, ChatChunk, ChatPart, CompletionChunk, DONE, PieceOfText, Usage, sse_error, sse_event};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::completions::Echo;
 use super::generate::Generating;
 use super::reading::Reading;
 use crate::answer::Piece;
+use crate::deadline::Deadline;
 
 /// Which of the two chunk shapes.
 pub(super) enum Shape {
@@ -87,8 +88,7 @@ pub(super) async fn respond<T: Telling>(mut telling: T) -> Result<Response<Body>
     };
     let body = Body::from_stream(futures::stream::unfold(first, tell));
     let due = Instant::now() + due;
-    let timer = Box::pin(tokio::time::sleep_until(due));
-    let mut response = Response::new(Body::new(KeepAlive { body, silence, due, timer }));
+    let mut response = Response::new(Body::new(KeepAlive { body, silence, due, timer: Deadline::new(due) }));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -122,8 +122,7 @@ struct KeepAlive {
     silence: Duration,
     /// When a comment is, if nothing comes before.
     due: Instant,
-    /// Set anew when it fires, not with every event.
-    timer: Pin<Box<Sleep>>,
+    timer: Deadline,
 }
 
 impl hyper::body::Body for KeepAlive {
@@ -132,14 +131,10 @@ impl hyper::body::Body for KeepAlive {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut poll = Pin::new(&mut self.body).poll_frame(cx);
-        while poll.is_pending() {
-            ready!(self.timer.as_mut().poll(cx));
-            if self.due <= Instant::now() {
-                poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
-            } else {
-                let due = self.due;
-                self.timer.as_mut().reset(due);
-            }
+        if poll.is_pending() {
+            let due = self.due;
+            ready!(self.timer.poll(cx, due));
+            poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
         }
         self.due = Instant::now() + self.silence;
         poll

@@ -13,7 +13,7 @@ use super::price::Fading;
 pub(super) const PAIR_FAILURES: u32 = 2;
 /// Assumed until a pair has handed over once: two round trips and the last layer's bytes.
 const EXPOSED_SECONDS: f64 = 2e-3;
-/// Pairs remembered, about 30 MB; beyond it those that only tell how long they take are forgotten.
+/// Pairs remembered, about 40 MB by the size of an entry; beyond it those that only tell how long they take are forgotten.
 const EDGES_MAX: usize = 1 << 18;
 
 type Pair = (Slot, Slot);

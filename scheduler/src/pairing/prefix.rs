@@ -19,7 +19,8 @@ pub const PREFIX_BLOCK: usize = 64;
 
 /// Blocks remembered per instance: a million tokens.
 const BLOCKS_MAX: usize = 16_384;
-/// Blocks remembered of all instances together, each shares it alike: at most about 1 GB, with more than 512 instances.
+/// Blocks remembered of all instances together, each shares it alike: with more than 512 instances. By the size of an entry 0.8 GB where a
+/// prefill and a decode instance have each block, twice that where one has it.
 const BLOCKS_TOTAL: usize = 8 << 20;
 /// Blocks that are looked up at once.
 const ASKED_TOGETHER: usize = 2;
