@@ -2,6 +2,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::*;
+use crate::arena::{KvElement, KvHalf};
 use crate::testing::{bits, close, values};
 use crate::{KvArena, KvShape};
 
@@ -150,10 +151,11 @@ proptest! {
     #[test]
     fn chunks_blocks_and_threads_do_not_change_bits(
         tokens in 1usize..100, window in 0usize..40, chunk in 1usize..50, block in 1usize..5, threads in 1usize..4, seed: u64,
-        int8: bool,
+        int8: bool, wide: bool,
     ) {
         let element = if int8 { KvElement::Int8 } else { KvElement::Bf16 };
-        let base = Case { seed, element, ..case(4, 2, 16, window, tokens) };
+        let case = if wide { case(7, 1, 32, window, tokens) } else { case(4, 2, 16, window, tokens) };
+        let base = Case { seed, element, ..case };
         for isa in Isa::available() {
             let expected = bits(&base.run(isa, 1, tokens));
             let other = Case { block_size: 8 * block, ..base };
@@ -166,7 +168,11 @@ proptest! {
 /// What lies in a block behind the sequence's end, or before its window, is never looked at.
 #[test]
 fn foreign_bytes_do_not_leak_in() {
-    let case = Case { block_size: 32, ..case(2, 1, 16, 8, 40) };
+    check_foreign_bytes(Case { block_size: 32, ..case(2, 1, 16, 8, 40) });
+    check_foreign_bytes(Case { block_size: 32, element: KvElement::Bf16, ..case(2, 1, 32, 8, 40) });
+}
+
+fn check_foreign_bytes(case: Case) {
     let (arena, blocks, q) = (case.arena(), case.blocks(), case.q());
     let rows = KvRows { rows: &[KvRow { first: 0, count: 1, start: 39, blocks: 0..2 }], blocks: &blocks };
     let last = &q[39 * case.width()..];
@@ -178,7 +184,7 @@ fn foreign_bytes_do_not_leak_in() {
             for half in [KvHalf::Keys, KvHalf::Values] {
                 let block = blocks[position / case.block_size] as usize;
                 let layer = KvLayer { arena: &arena, layer: 0 };
-                layer.store(isa, half, block, position % case.block_size, &[f32::NAN; 16]);
+                layer.store(isa, half, block, position % case.block_size, &vec![f32::NAN; case.kv_width()]);
             }
         }
         let mut dirty = vec![0.0; case.width()];
