@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use proto::control::{self, FailCode, Failed, Generate, Prefill, Reserve, Spec, scheduler_message::Body};
 use tokio::task::coop::cooperative;
@@ -71,7 +72,7 @@ pub(crate) struct Connection {
     pub(crate) progress: Duration,
     pub(crate) outbox: Outbox,
     /// `None` once the connection is lost.
-    routes: Mutex<Option<HashMap<RequestKey, Listener>>>,
+    routes: Mutex<Option<HashMap<RequestKey, Listener, RandomState>>>,
     late_dropped: AtomicU64,
 }
 
@@ -98,7 +99,7 @@ pub(crate) struct Link {
 
 impl Connection {
     pub(crate) fn new(slot: Slot, generation: u64, instance: InstanceId, progress: Duration, outbox: Outbox) -> Self {
-        let routes = Mutex::new(Some(HashMap::new()));
+        let routes = Mutex::new(Some(HashMap::default()));
         Self { slot, generation, instance, progress, outbox, routes, late_dropped: AtomicU64::new(0) }
     }
 

@@ -6,9 +6,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task::AbortHandle;
 use types::TokenScore;
 
@@ -41,7 +41,6 @@ pub(crate) enum Item {
 
 struct Shared {
     pending: Mutex<Pending>,
-    arrived: Notify,
     bytes_max: usize,
 }
 
@@ -56,10 +55,12 @@ struct Pending {
     /// Prompt tokens that were not computed anew.
     cached_tokens: u64,
     end: Option<Result<(), RequestError>>,
+    /// Waits for a piece or the end.
+    waiting: Option<Waker>,
 }
 
 pub(crate) fn channel(bytes_max: usize) -> (Writer, Reader) {
-    let shared = Arc::new(Shared { pending: Mutex::default(), arrived: Notify::new(), bytes_max });
+    let shared = Arc::new(Shared { pending: Mutex::default(), bytes_max });
     (Writer(shared.clone()), Reader { shared, task: None })
 }
 
@@ -78,7 +79,7 @@ impl Writer {
             Some(waiting) => waiting.extend(piece),
             None => pending.pieces.push_back(piece),
         }
-        self.0.arrived.notify_one();
+        Pending::release(pending);
         Ok(())
     }
 
@@ -101,21 +102,39 @@ impl Writer {
     }
 }
 
-impl Shared {
-    fn take(&self) -> Option<Item> {
-        let mut pending = self.pending.lock();
-        if let Some(piece) = pending.pieces.pop_front() {
-            pending.bytes -= piece.bytes();
+impl Pending {
+    fn take(&mut self) -> Option<Item> {
+        if let Some(piece) = self.pieces.pop_front() {
+            self.bytes -= piece.bytes();
             return Some(Item::Piece(piece));
         }
-        pending.end.take().map(Item::End)
+        self.end.take().map(Item::End)
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        if let Some(item) = self.take() {
+            return Poll::Ready(item);
+        }
+        match &mut self.waiting {
+            Some(waiting) => waiting.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Tells the reader that something has come.
+    fn release(mut pending: MutexGuard<'_, Self>) {
+        let waiting = pending.waiting.take();
+        drop(pending);
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.0.pending.lock().end.get_or_insert(Err(RequestError::Internal));
-        self.0.arrived.notify_one();
+        let mut pending = self.0.pending.lock();
+        pending.end.get_or_insert(Err(RequestError::Internal));
+        Pending::release(pending);
     }
 }
 
@@ -125,27 +144,19 @@ impl Reader {
         self.task = Some(task);
     }
 
-    /// The next piece; after the last one the end. Cancel safe. Not to be called after the end.
-    pub(crate) async fn next(&mut self) -> Item {
-        loop {
-            if let Some(item) = self.shared.take() {
-                return item;
-            }
-            let arrived = self.shared.arrived.notified();
-            match &mut self.task {
-                Some(Task::Within(work)) => {
-                    let ended = tokio::select! {
-                        biased;
-                        () = work => true,
-                        () = arrived => false,
-                    };
-                    if ended {
-                        self.task = None;
-                    }
-                }
-                _ => arrived.await,
+    /// The next piece; after the last one the end. Not to be called after the end.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        let Some(Task::Within(work)) = &mut self.task else { return self.shared.pending.lock().poll_take(cx) };
+        // Nobody else writes, so nobody needs to tell.
+        let mut item = self.shared.pending.lock().take();
+        if item.is_none() {
+            let ended = work.as_mut().poll(cx).is_ready();
+            item = self.shared.pending.lock().take();
+            if ended {
+                self.task = None;
             }
         }
+        item.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// See [`Writer::scored`]; none if nobody asked.
@@ -173,6 +184,8 @@ impl Drop for Reader {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
     use futures::FutureExt;
 
@@ -181,7 +194,7 @@ mod tests {
     }
 
     fn texts(reader: &mut Reader) -> Vec<String> {
-        let next = || reader.next().now_or_never();
+        let next = || poll_fn(|cx| reader.poll_next(cx)).now_or_never();
         let item = |item| match item {
             Item::Piece(piece) => format!("{} {} {}", piece.index, piece.text, piece.tokens),
             Item::End(result) => format!("{result:?}"),

@@ -17,10 +17,21 @@ use tokio::time::Instant;
 use crate::port::InFlight;
 
 /// See the module.
-pub struct Paced<B> {
+pub struct Paced<B>(Way<B>);
+
+enum Way<B> {
+    /// The socket's deadline is enough. The request is in flight until the answer is dropped.
+    Plain {
+        body: B,
+        _request: InFlight,
+    },
+    Watched(Watched<B>),
+}
+
+/// A body with a task beside it.
+struct Watched<B> {
     held: Arc<Mutex<Held<B>>>,
-    /// `None`: the socket's deadline is enough.
-    watch: Option<AbortHandle>,
+    watch: AbortHandle,
 }
 
 struct Held<B> {
@@ -30,6 +41,8 @@ struct Held<B> {
     untaken: Option<Instant>,
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// The reader took nothing for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("the peer takes no bytes")]
@@ -38,9 +51,10 @@ struct Untaken;
 impl<B: Body + Send + Unpin + 'static> Paced<B> {
     /// `body` answers `request`, which is in flight until then. It is cut when it is left untaken for `limit`.
     pub(crate) fn new(body: B, request: InFlight, limit: Option<Duration>) -> Self {
+        let Some(limit) = limit else { return Self(Way::Plain { body, _request: request }) };
         let held = Arc::new(Mutex::new(Held { body: Some((body, request)), untaken: Some(Instant::now()) }));
-        let watch = limit.map(|limit| tokio::spawn(watch(held.clone(), limit)).abort_handle());
-        Self { held, watch }
+        let watch = tokio::spawn(watch(held.clone(), limit)).abort_handle();
+        Self(Way::Watched(Watched { held, watch }))
     }
 }
 
@@ -58,10 +72,9 @@ async fn watch<B>(held: Arc<Mutex<Held<B>>>, limit: Duration) {
     }
 }
 
-impl<B> Drop for Paced<B> {
+impl<B> Drop for Watched<B> {
     fn drop(&mut self) {
-        let Some(watch) = &self.watch else { return };
-        watch.abort();
+        self.watch.abort();
         // The task ends a little later, and must not hold anything until then.
         self.held.lock().body = None;
     }
@@ -69,27 +82,44 @@ impl<B> Drop for Paced<B> {
 
 impl<B: Body + Unpin> Body for Paced<B>
 where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     type Data = B::Data;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
-        let mut held = self.held.lock();
-        let Some((body, _)) = &mut held.body else { return Poll::Ready(Some(Err(Untaken.into()))) };
-        let poll = Pin::new(body).poll_frame(cx);
-        if self.watch.is_some() {
-            held.untaken = poll.is_ready().then(Instant::now);
+        match &mut self.get_mut().0 {
+            Way::Plain { body, .. } => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Way::Watched(watched) => watched.poll_frame(cx),
         }
-        poll.map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.lock().body.as_ref().is_some_and(|(body, _)| body.is_end_stream())
+        match &self.0 {
+            Way::Plain { body, .. } => body.is_end_stream(),
+            Way::Watched(watched) => watched.held.lock().body.as_ref().is_some_and(|(body, _)| body.is_end_stream()),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.held.lock().body.as_ref().map_or_else(SizeHint::default, |(body, _)| body.size_hint())
+        let of = |held: &Held<B>| held.body.as_ref().map_or_else(SizeHint::default, |(body, _)| body.size_hint());
+        match &self.0 {
+            Way::Plain { body, .. } => body.size_hint(),
+            Way::Watched(watched) => of(&watched.held.lock()),
+        }
+    }
+}
+
+impl<B: Body + Unpin> Watched<B>
+where
+    B::Error: Into<BoxError>,
+{
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let mut held = self.held.lock();
+        let Some((body, _)) = &mut held.body else { return Poll::Ready(Some(Err(Untaken.into()))) };
+        let poll = Pin::new(body).poll_frame(cx);
+        held.untaken = poll.is_ready().then(Instant::now);
+        poll.map_err(Into::into)
     }
 }
 

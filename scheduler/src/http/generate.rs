@@ -3,7 +3,10 @@
 //! [`Generating`] is the guard of a client's request: dropping it, because the client left, ends the task and every attempt.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::mem;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -47,6 +50,9 @@ pub(super) struct Order {
     pub(super) arrived: Instant,
 }
 
+/// A piece, the end, or what went wrong.
+pub(super) type Next = Result<Option<Piece>, ApiError>;
+
 /// A client's request while it runs.
 pub(super) struct Generating {
     reader: Reader,
@@ -57,6 +63,8 @@ pub(super) struct Generating {
     pub(super) n: u32,
     /// Choices per prompt that are generated.
     best_of: u32,
+    /// Choices as far as they are gathered; empty before.
+    gathered: Vec<Piece>,
     /// With more of them than are asked for: the answer, once all have ended.
     best: Option<VecDeque<Piece>>,
     pub(super) token_ids: bool,
@@ -112,6 +120,7 @@ impl Api {
             prompts: requests.iter().map(|request| request.prompt.clone()).collect(),
             n: generation.n,
             best_of: generation.best_of,
+            gathered: Vec::new(),
             best: None,
             token_ids: generation.return_token_ids,
             logprobs: generation.wants_logprobs(),
@@ -225,26 +234,31 @@ async fn serve_one(api: &Api, request: &Request, writer: &Writer) -> Result<(), 
 }
 
 impl Generating {
-    /// The next piece of the answer, or the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
+    /// The next piece of the answer, or the end. Cancel safe.
+    pub(super) async fn next(&mut self) -> Next {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// See [`Self::next`].
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         if self.best_of == self.n {
-            return self.received().await;
+            return self.poll_received(cx);
         }
         if self.best.is_none() {
-            let all = self.whole(self.best_of).await?;
+            let all = ready!(self.poll_whole(cx))?;
             self.best = Some(best(all, self.best_of, self.n));
         }
-        Ok(self.best.as_mut().and_then(VecDeque::pop_front))
+        Poll::Ready(Ok(self.best.as_mut().and_then(VecDeque::pop_front)))
     }
 
     /// The next piece that was generated, or the end.
-    async fn received(&mut self) -> Result<Option<Piece>, ApiError> {
-        match self.reader.next().await {
+    fn poll_received(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        Poll::Ready(match ready!(self.reader.poll_next(cx)) {
+            Item::Piece(piece) if self.prompt_only => {
+                let finish = Some(openai::Finish::length());
+                Ok(Some(Piece { index: piece.index, finish, ..Piece::default() }))
+            }
             Item::Piece(piece) => {
-                if self.prompt_only {
-                    let finish = Some(openai::Finish::length());
-                    return Ok(Some(Piece { index: piece.index, finish, ..Piece::default() }));
-                }
                 self.completion_tokens += u64::from(piece.tokens);
                 self.reasoning_tokens = self.reasoning_tokens.map(|tokens| tokens + u64::from(piece.reasoning_tokens));
                 Ok(Some(piece))
@@ -258,13 +272,13 @@ impl Generating {
                 self.ending.outcome = error::outcome(&error);
                 Err(error)
             }
-        }
+        })
     }
 
     /// Every choice of the answer whole, in its order.
     pub(super) async fn collect(&mut self) -> Result<Vec<Piece>, ApiError> {
         if self.best_of == self.n {
-            return self.whole(self.n).await;
+            return poll_fn(|cx| self.poll_whole(cx)).await;
         }
         let mut whole = Vec::new();
         while let Some(piece) = self.next().await? {
@@ -273,21 +287,23 @@ impl Generating {
         Ok(whole)
     }
 
-    /// All that is generated, `choices` per prompt.
-    async fn whole(&mut self, choices: u32) -> Result<Vec<Piece>, ApiError> {
-        let choices = self.prompts.len() as u32 * choices;
-        let mut whole: Vec<Piece> = (0..choices).map(|index| Piece { index, ..Piece::default() }).collect();
-        while let Some(piece) = self.received().await? {
-            if let Some(choice) = whole.get_mut(piece.index as usize) {
+    /// All that is generated, every choice whole.
+    fn poll_whole(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Piece>, ApiError>> {
+        if self.gathered.is_empty() {
+            let choices = self.prompts.len() as u32 * self.best_of;
+            self.gathered = (0..choices).map(|index| Piece { index, ..Piece::default() }).collect();
+        }
+        while let Some(piece) = ready!(self.poll_received(cx))? {
+            if let Some(choice) = self.gathered.get_mut(piece.index as usize) {
                 choice.extend(piece);
             }
         }
-        Ok(whole)
+        Poll::Ready(Ok(mem::take(&mut self.gathered)))
     }
 
     /// The vectors of all prompts, once they are computed.
     pub(super) async fn vectors(&mut self) -> Result<Vec<Vec<f32>>, ApiError> {
-        while self.received().await?.is_some() {}
+        while poll_fn(|cx| self.poll_received(cx)).await?.is_some() {}
         let missing = || ApiError::new(openai::ErrorKind::Internal, "internal error");
         (0..self.prompts.len() as u32).map(|prompt| self.reader.take_vector(prompt).ok_or_else(missing)).collect()
     }

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::chat::Prompt;
-use super::generate::{Generating, Order, answer};
+use super::generate::{Generating, Next, Order, answer};
 use super::reading::Reading;
-use super::sse::{Next, Telling};
+use super::sse::Telling;
 use super::{Api, Caller, chat, error, json as json_body, sse};
 use crate::answer::Piece;
 use crate::stored::{Answer, Name};

@@ -18,7 +18,7 @@ use openai::{ApiError, ChatChunk, ChatPart, CompletionChunk, DONE, PieceOfText, 
 use tokio::time::Instant;
 
 use super::completions::Echo;
-use super::generate::Generating;
+use super::generate::{Generating, Next};
 use super::reading::Reading;
 use crate::answer::Piece;
 use crate::deadline::Deadline;
@@ -42,10 +42,8 @@ struct Events {
     offsets: Vec<Option<usize>>,
 }
 
-pub(super) type Next = Result<Option<Piece>, ApiError>;
-
 /// Turns an answer into events.
-pub(super) trait Telling: Send + 'static {
+pub(super) trait Telling: Send + Unpin + 'static {
     /// Where the items come from.
     fn generating(&mut self) -> &mut Generating;
 
@@ -55,15 +53,6 @@ pub(super) trait Telling: Send + 'static {
     /// The events for what came, and whether more follows.
     fn encode(&mut self, next: Next) -> (String, bool);
 }
-
-/// An answer under way. The first item may still be awaited.
-enum Stage<T> {
-    First(First<T>),
-    Further(T),
-    Over,
-}
-
-type First<T> = Pin<Box<dyn Future<Output = (T, Next)> + Send>>;
 
 /// Chat or completion as events; see [`respond`].
 pub(super) async fn chunks(generating: Generating, shape: Shape) -> Result<Response<Body>, ApiError> {
@@ -77,18 +66,11 @@ pub(super) async fn chunks(generating: Generating, shape: Shape) -> Result<Respo
 /// What ended the request before its first token, if that did not take longer than a silence may last.
 pub(super) async fn respond<T: Telling>(mut telling: T) -> Result<Response<Body>, ApiError> {
     let silence = telling.generating().silence();
-    let mut first: First<T> = Box::pin(async move {
-        let next = telling.generating().next().await;
-        (telling, next)
-    });
-    let (first, due) = match tokio::time::timeout(silence, &mut first).await {
-        Ok((_, Err(error))) => return Err(error),
-        Ok(here) => (Stage::First(Box::pin(std::future::ready(here))), silence),
-        Err(_) => (Stage::First(first), Duration::ZERO),
-    };
-    let body = Body::from_stream(futures::stream::unfold(first, tell));
-    let due = Instant::now() + due;
-    let mut response = Response::new(Body::new(KeepAlive { body, silence, due, timer: Deadline::new(due) }));
+    let first = tokio::time::timeout(silence, telling.generating().next()).await.ok();
+    let due = Instant::now() + if first.is_some() { silence } else { Duration::ZERO };
+    let first = first.transpose()?.map(Ok);
+    let body = Told { telling: Some(telling), first, opened: false, silence, due, timer: Deadline::new(due) };
+    let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -96,48 +78,57 @@ pub(super) async fn respond<T: Telling>(mut telling: T) -> Result<Response<Body>
     Ok(response)
 }
 
-/// The next frame, and what follows it.
-async fn tell<T: Telling>(stage: Stage<T>) -> Option<(Result<Bytes, Infallible>, Stage<T>)> {
-    let (mut telling, next, opening) = match stage {
-        Stage::First(first) => {
-            let (mut telling, next) = first.await;
-            let opening = telling.opening();
-            (telling, next, opening)
-        }
-        Stage::Further(mut telling) => {
-            let next = telling.generating().next().await;
-            (telling, next, String::new())
-        }
-        Stage::Over => return None,
-    };
-    let (events, goes_on) = telling.encode(next);
-    let stage = if goes_on { Stage::Further(telling) } else { Stage::Over };
-    let events = if opening.is_empty() { events } else { opening + &events };
-    Some((Ok(Bytes::from(events)), stage))
-}
-
-/// Events, and comment lines while there are none: clients skip them, and no proxy takes the stream for dead.
-struct KeepAlive {
-    body: Body,
+/// An answer under way: events, and comment lines while there are none, which clients skip, so that no proxy takes the stream for dead.
+struct Told<T> {
+    /// `None` after the last event.
+    telling: Option<T>,
+    /// What came before the body was asked for.
+    first: Option<Next>,
+    opened: bool,
     silence: Duration,
     /// When a comment is, if nothing comes before.
     due: Instant,
     timer: Deadline,
 }
 
-impl hyper::body::Body for KeepAlive {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut poll = Pin::new(&mut self.body).poll_frame(cx);
-        if poll.is_pending() {
-            let due = self.due;
-            ready!(self.timer.poll(cx, due));
-            poll = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": still there\n\n")))));
+impl<T: Telling> Told<T> {
+    /// The next events; `None`: there are no more.
+    fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
+        let Some(telling) = &mut self.telling else { return Poll::Ready(None) };
+        let next = match self.first.take() {
+            Some(first) => first,
+            None => ready!(telling.generating().poll_next(cx)),
+        };
+        let opening = if self.opened { String::new() } else { telling.opening() };
+        self.opened = true;
+        let (events, goes_on) = telling.encode(next);
+        if !goes_on {
+            self.telling = None;
         }
+        Poll::Ready(Some(if opening.is_empty() { events } else { opening + &events }))
+    }
+}
+
+impl<T: Telling> hyper::body::Body for Told<T> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let bytes = match self.poll_events(cx) {
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(events)) => Bytes::from(events),
+            Poll::Pending => {
+                let due = self.due;
+                ready!(self.timer.poll(cx, due));
+                Bytes::from_static(b": still there\n\n")
+            }
+        };
         self.due = Instant::now() + self.silence;
-        poll
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.telling.is_none()
     }
 }
 
