@@ -1,6 +1,5 @@
 //! The original guide, steps 5 to 9, as an operator types them: generate tables, start each role by its local table, ask the scheduler.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -46,7 +45,7 @@ impl Guide<'_> {
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [_; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let held: [_; N] = std::array::from_fn(|_| pdserve::hold_port([127, 0, 0, 1].into()).unwrap());
     held.map(|listener| listener.local_addr().unwrap().port())
 }
 

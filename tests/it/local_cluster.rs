@@ -124,5 +124,5 @@ fn sum(metrics: &serde_json::Value, metric: &str, label: &str) -> f64 {
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind(SocketAddr::from((LOOPBACK, 0))).unwrap().local_addr().unwrap().port()
+    pdserve::hold_port(LOOPBACK.into()).unwrap().local_addr().unwrap().port()
 }

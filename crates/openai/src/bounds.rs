@@ -40,6 +40,8 @@ bounds! {
     json_depth = 64,
     /// Values in one body: a few megabytes of `[],[],` must not become hundreds in memory.
     json_values = 262_144,
+    /// Keys of all objects in one body, each of which takes several times the memory of a value.
+    json_keys = 65_536,
     /// Prompts of one completion request.
     prompts = 1024,
     /// Messages of one chat request.

@@ -1,5 +1,6 @@
-//! Bytes to JSON, with nesting and number of values bounded before anything is built.
+//! Bytes to JSON, with nesting and numbers of values and keys bounded before anything is built.
 
+use memchr::memchr2;
 use serde_json::{Map, Value};
 
 use crate::{ApiError, Bounds, ErrorKind};
@@ -12,25 +13,13 @@ pub(crate) fn parse_object(body: &[u8], bounds: &Bounds) -> Result<Map<String, V
     }
 }
 
-/// Parses any JSON text within `body_bytes`, `json_depth` and `json_values`.
+/// Parses any JSON text within `body_bytes`, `json_depth`, `json_values` and `json_keys`.
 pub(crate) fn parse(text: &[u8], bounds: &Bounds) -> Result<Value, ApiError> {
     if text.len() as u64 > bounds.body_bytes {
         let message = format!("the body has {} bytes, more than the {} allowed", text.len(), bounds.body_bytes);
         return Err(ApiError::new(ErrorKind::TooLarge, message));
     }
-    let size = measure(text);
-    if size.depth > bounds.json_depth {
-        return Err(ApiError::bad_request(format!(
-            "the JSON is nested {} deep, more than the {} allowed",
-            size.depth, bounds.json_depth
-        )));
-    }
-    if size.values > bounds.json_values {
-        return Err(ApiError::bad_request(format!(
-            "the JSON has {} values, more than the {} allowed",
-            size.values, bounds.json_values
-        )));
-    }
+    measure(text).check(bounds)?;
     serde_json::from_slice(text).map_err(|error| {
         // serde_json's own words may quote input; the place and the class do not.
         let what = match error.classify() {
@@ -45,32 +34,63 @@ pub(crate) fn parse(text: &[u8], bounds: &Bounds) -> Result<Value, ApiError> {
     })
 }
 
+/// What a text would become, or more, whatever else is wrong with it.
 struct Size {
     depth: u64,
-    /// At least the number of values, whatever else is wrong with the text.
     values: u64,
+    keys: u64,
+}
+
+impl Size {
+    fn check(&self, bounds: &Bounds) -> Result<(), ApiError> {
+        let refuse = |words| Err(ApiError::bad_request(format!("the JSON {words}")));
+        if self.depth > bounds.json_depth {
+            return refuse(format!("is nested {} deep, more than the {} allowed", self.depth, bounds.json_depth));
+        }
+        if self.values > bounds.json_values {
+            return refuse(format!("has {} values, more than the {} allowed", self.values, bounds.json_values));
+        }
+        if self.keys > bounds.json_keys {
+            return refuse(format!("has {} keys, more than the {} allowed", self.keys, bounds.json_keys));
+        }
+        Ok(())
+    }
 }
 
 /// One pass over the bytes; strings are skipped, nothing is allocated.
 fn measure(text: &[u8]) -> Size {
-    let (mut depth, mut size) = (0u64, Size { depth: 0, values: 1 });
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in text {
-        match (in_string, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_string = !in_string,
-            (false, b'[' | b'{') => {
+    let (mut depth, mut size) = (0u64, Size { depth: 0, values: 1, keys: 0 });
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        match byte {
+            b'"' => at += string_len(&text[at + 1..]),
+            b'[' | b'{' => {
                 depth += 1;
                 size.values += 1;
                 size.depth = size.depth.max(depth);
             }
-            (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            (false, b',') => size.values += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' => size.values += 1,
+            b':' => size.keys += 1,
             _ => {}
         }
+        at += 1;
     }
     size
+}
+
+/// Bytes of a string whose opening quote stands before, with its closing quote.
+fn string_len(rest: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(found) = memchr2(b'"', b'\\', &rest[at..]) {
+        at += found + 1;
+        match rest[at - 1] {
+            b'"' => return at,
+            // Whatever is escaped is part of it.
+            _ => at = (at + 1).min(rest.len()),
+        }
+    }
+    rest.len()
 }
 
 #[cfg(test)]
@@ -78,7 +98,7 @@ mod tests {
     use super::*;
 
     fn check(text: &[u8], expected: Result<(), &str>) {
-        let bounds = Bounds { json_depth: 4, json_values: 10, body_bytes: 100_000, ..Bounds::default() };
+        let bounds = Bounds { json_depth: 4, json_values: 10, json_keys: 3, body_bytes: 100_000, ..Bounds::default() };
         match (parse(text, &bounds), expected) {
             (Ok(_), Ok(())) => {}
             (Err(error), Err(part)) => {
@@ -97,6 +117,8 @@ mod tests {
         check(&[b'['; 50_000], Err("nested 50000 deep"));
         check(b"[1,2,3,4,5,6,7,8]", Ok(()));
         check(b"[1,2,3,4,5,6,7,8,9,10]", Err("values, more than the 10 allowed"));
+        check(br#"{"a:":1,"b":":","c":{}}"#, Ok(()));
+        check(br#"{"a":1,"b":2,"c":{"d":3}}"#, Err("4 keys, more than the 3 allowed"));
         check(&[b' '; 100_001], Err("100001 bytes, more than the 100000 allowed"));
     }
 

@@ -11,7 +11,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::Args;
 use super::tables::{Shape, WorkerTable};
-use crate::demo;
+use crate::{demo, ports};
 
 /// Where workers listen: nothing but this machine talks to them.
 pub(crate) const WORKER_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -180,7 +180,8 @@ fn run_dir(args: &Args) -> anyhow::Result<PathBuf> {
 /// Proves that the scheduler's address is free; port 0 becomes a free one.
 fn free_listener(host: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let wanted = SocketAddr::new(host, port);
-    TcpListener::bind(wanted).with_context(|| format!("cannot listen on {wanted}; choose another with --port"))
+    let listener = if port == 0 { ports::hold_port(host) } else { TcpListener::bind(wanted) };
+    listener.with_context(|| format!("cannot listen on {wanted}; choose another with --port"))
 }
 
 /// How workers share the cores of this machine: evenly, and each keeps to its own, so that a prompt on P takes nothing from D's tokens.

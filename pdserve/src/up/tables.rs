@@ -1,12 +1,13 @@
 //! The rank tables of a cluster on one machine: devices numbered from 0, every worker on a port that was free.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ranktable::{HostPlan, PlannedInstance, Role};
 
 use super::plan::WORKER_IP;
+use crate::ports;
 
 /// Where the tables lie and what they say about each worker.
 #[derive(Debug)]
@@ -74,8 +75,8 @@ impl Shape {
 
 /// Ports that are free now. They are held until all are known, so that they differ.
 fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    let bind = || TcpListener::bind(SocketAddr::new(WORKER_IP, 0));
-    let held = (0..count).map(|_| bind()).collect::<Result<Vec<_>, _>>().context("no free port for the workers")?;
+    let held = (0..count).map(|_| ports::hold_port(WORKER_IP)).collect::<Result<Vec<_>, _>>();
+    let held = held.context("no free port for the workers")?;
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 

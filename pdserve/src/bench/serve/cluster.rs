@@ -1,6 +1,6 @@
 //! A cluster of our own to load: this very program as `pdserve up`, which ends with us.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::target::Target;
 use crate::parent::PARENT_PID_ENV;
-use crate::web;
+use crate::{ports, web};
 
 const POLL: Duration = Duration::from_millis(100);
 /// Above what `up` grants its roles.
@@ -32,7 +32,7 @@ impl OwnCluster {
             let used = args.iter().any(|arg| arg == taken || arg.starts_with(&format!("{taken}=")));
             ensure!(!used, "{taken} after -- is not needed: bench takes a free port of its own");
         }
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = ports::hold_port(Ipv4Addr::LOCALHOST.into())?.local_addr()?.port();
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let child = Command::new(program)
             .arg("up")
