@@ -10,10 +10,11 @@ use clap::{Command, CommandFactory};
 use ranktable::{GlobalRankTable, Identity, LocalRankTable};
 
 /// Flags of other programs, in our files.
-const FOREIGN_FLAGS: [(&str, &[&str]); 9] = [
+const FOREIGN_FLAGS: [(&str, &[&str]); 10] = [
     ("curl", &["--max-time"]),
     ("docker", &["--build", "--device", "--env-file", "--gpus", "--net"]),
     ("cargo", &["--example", "--locked", "--release", "--workspace"]),
+    ("other routers", &["--pd-disaggregation", "--prometheus-port", "--vllm-pd-disaggregation"]),
     ("simulation", &["--seeds"]),
     ("kubectl", &["--from-literal"]),
     ("apt-get", &["--no-install-recommends"]),
@@ -119,12 +120,34 @@ fn the_original_guide_s_flags_are_taken_by_every_role() {
     assert_eq!(check_line(&format!("start_servers.sh {line}")), 3);
 }
 
+/// The words of a command line; what stands in quotes is in one word.
+fn split(line: &str) -> Vec<String> {
+    let (mut words, mut quote, mut begun) = (Vec::new(), None, false);
+    for c in line.chars() {
+        if quote == Some(c) {
+            quote = None;
+        } else if quote.is_none() && matches!(c, '\'' | '"') {
+            quote = Some(c);
+        } else if quote.is_none() && c.is_whitespace() {
+            begun = false;
+        } else {
+            if !begun {
+                words.push(String::new());
+            }
+            begun = true;
+            words.last_mut().expect("a word has begun").push(c);
+        }
+    }
+    words
+}
+
 /// Parses a command line with the programs that it names; how many there are.
 fn check_line(line: &str) -> usize {
-    let line = line.replace(['\'', '"'], "");
-    let mut words = line.split_whitespace().skip_while(|word| *word == "sh").peekable();
-    let program = words.peek().and_then(|word| word.rsplit('/').next()).unwrap_or_default().to_owned();
-    let words: Vec<&str> = words.collect();
+    let mut words = split(line);
+    if words.first().is_some_and(|word| word == "sh") {
+        words.remove(0);
+    }
+    let program = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default().to_owned();
     let programs = programs(&program);
     for command in &programs {
         // The tables come from the environment; a parse without them would only say that they are missing.

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::process::{Gateway, Processor};
 use super::prompts::{Bodies, Kind};
+use super::server::{Processor, Server};
 use crate::bench::stats::percentile;
 use crate::web::{self, Web};
 
@@ -33,7 +33,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Window {
     pub(super) requests: f64,
     pub(super) seconds: f64,
-    /// Of the scheduler.
+    /// Of the server.
     pub(super) processor: Processor,
     /// Of the requests that ended in it.
     pub(super) latencies_ms: Vec<f64>,
@@ -76,27 +76,32 @@ struct Users {
 }
 
 impl Load {
+    /// One request.
+    pub(super) async fn once(&self, url: &str) -> anyhow::Result<()> {
+        self.next(&web::client(None)?, url).await
+    }
+
     /// Measures `users` for some time.
-    pub(super) async fn run(&self, gateway: &Gateway, users: usize, time: Duration) -> anyhow::Result<Window> {
-        Ok(self.run_beside(gateway, users, time, &[]).await?.0)
+    pub(super) async fn run(&self, server: &Server, users: usize, time: Duration) -> anyhow::Result<Window> {
+        Ok(self.run_beside(server, users, time, &[]).await?.0)
     }
 
     /// The same, with a probe of each of `others` beside it: one user that pauses between requests. Returns their latencies.
     pub(super) async fn run_beside(
         &self,
-        gateway: &Gateway,
+        server: &Server,
         users: usize,
         time: Duration,
         others: &[Load],
     ) -> anyhow::Result<(Window, Vec<Vec<f64>>)> {
-        let mut main = self.users(gateway, users, None)?;
+        let mut main = self.users(server, users, None)?;
         let mut probes =
-            others.iter().map(|load| load.users(gateway, 1, Some(PROBE_PAUSE))).collect::<Result<Vec<_>, _>>()?;
+            others.iter().map(|load| load.users(server, 1, Some(PROBE_PAUSE))).collect::<Result<Vec<_>, _>>()?;
         main.settle().await?;
-        let (from, requests, processor) = (Instant::now(), main.ended(), gateway.processor()?);
+        let (from, requests, processor) = (Instant::now(), main.ended(), server.processor()?);
         sleep(time).await;
         let (until, requests_then) = (Instant::now(), main.ended());
-        let processor = gateway.processor()?.since(processor);
+        let processor = server.processor()?.since(processor);
         let latencies_ms = main.finish(from, until).await?;
         let mut probed = Vec::new();
         for probe in &mut probes {
@@ -107,11 +112,11 @@ impl Load {
         Ok((Window { requests, seconds, processor, latencies_ms }, probed))
     }
 
-    fn users(&self, gateway: &Gateway, count: usize, pause: Option<Duration>) -> anyhow::Result<Users> {
+    fn users(&self, server: &Server, count: usize, pause: Option<Duration>) -> anyhow::Result<Users> {
         let (ended, stop): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
         let (web, mut tasks) = (web::client(None)?, JoinSet::new());
         for _ in 0..count {
-            let (load, web, url) = (self.clone(), web.clone(), gateway.url.clone());
+            let (load, web, url) = (self.clone(), web.clone(), server.url.clone());
             tasks.spawn(load.user(web, url, ended.clone(), stop.clone(), pause));
         }
         Ok(Users { tasks, ended, stop })
@@ -128,10 +133,8 @@ impl Load {
     ) -> anyhow::Result<Vec<(Instant, f64)>> {
         let mut done = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            let request = request(&self.bodies, &url, self.numbers.fetch_add(1, Ordering::Relaxed))?;
             let start = Instant::now();
-            let asked = timeout(REQUEST_MAX, ask(&web, request, self.bodies.kind)).await;
-            asked.with_context(|| format!("no answer within {} s", REQUEST_MAX.as_secs()))??;
+            self.next(&web, &url).await?;
             done.push((Instant::now(), start.elapsed().as_secs_f64() * 1e3));
             ended.fetch_add(1, Ordering::Relaxed);
             if let Some(pause) = pause {
@@ -139,6 +142,13 @@ impl Load {
             }
         }
         Ok(done)
+    }
+
+    /// Sends the request whose turn it is.
+    async fn next(&self, web: &Web, url: &str) -> anyhow::Result<()> {
+        let request = request(&self.bodies, url, self.numbers.fetch_add(1, Ordering::Relaxed))?;
+        let asked = timeout(REQUEST_MAX, ask(web, request, self.bodies.kind)).await;
+        asked.with_context(|| format!("no answer within {} s", REQUEST_MAX.as_secs()))?
     }
 }
 

@@ -38,7 +38,8 @@ pub(super) async fn measure(bench: &Bench, writer: &mut Writer) -> anyhow::Resul
     let mut rows: Vec<(u16, Vec<Round>)> = bench.args.long_users.iter().map(|&users| (users, Vec::new())).collect();
     for _ in bench.rounds("long") {
         for (users, rounds) in &mut rows {
-            let (window, probed) = long.run_beside(&bench.gateway, usize::from(*users), bench.time(), &probes).await?;
+            let (window, probed) =
+                long.run_beside(&bench.gateway.server, usize::from(*users), bench.time(), &probes).await?;
             let [health_ms, short_ms] = probed.try_into().unwrap_or_default();
             rounds.push(Round { window, health_ms, short_ms });
         }
@@ -53,7 +54,7 @@ pub(super) async fn measure(bench: &Bench, writer: &mut Writer) -> anyhow::Resul
     let details = rows.iter().map(|(users, rounds)| (users.to_string(), rounds.iter().map(Round::json).collect()));
     Ok(Found {
         name: "long",
-        table,
+        tables: vec![table],
         notes: note(&rows).into_iter().collect(),
         rounds: Value::Object(details.collect()),
     })

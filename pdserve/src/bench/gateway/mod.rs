@@ -12,6 +12,9 @@ mod mock;
 mod process;
 mod prompts;
 mod requests;
+mod router;
+mod server;
+mod sockets;
 mod streams;
 
 use std::path::PathBuf;
@@ -28,6 +31,7 @@ use super::report::{self, Table};
 use crate::up;
 use process::Gateway;
 use prompts::Writer;
+use router::Router;
 
 /// Measure the scheduler alone: requests, long prompts and open streams per second of its processor time.
 ///
@@ -50,6 +54,10 @@ pub(crate) struct Args {
     /// requests: users, each sending its next request when the last has ended
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=2048))]
     users: u16,
+    /// requests: another router to compare with, started in turn on workers that speak HTTP. {port} in its command is where it
+    /// shall listen, {prefill} and {decode} are the workers' URLs
+    #[arg(long, value_name = "NAME=COMMAND")]
+    router: Vec<Router>,
     /// long: bytes of a prompt
     #[arg(long, default_value_t = 220_000, value_parser = clap::value_parser!(u32).range(8192..=1_000_000))]
     long_bytes: u32,
@@ -88,10 +96,10 @@ fn seconds(text: &str) -> Result<f64, String> {
     if (0.1..=60.0).contains(&seconds) { Ok(seconds) } else { Err("must be between 0.1 and 60".to_owned()) }
 }
 
-/// What one part found: its table, what is to be said of it, and its figures of every round.
+/// What one part found: its tables, what is to be said of it, and its figures of every round.
 struct Found {
     name: &'static str,
-    table: Table,
+    tables: Vec<Table>,
     notes: Vec<String>,
     rounds: Value,
 }
@@ -124,7 +132,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let json = args.json.clone();
     let bench = Bench { args, gateway, numbers: Arc::default() };
     let found = bench.parts().await?;
-    let tables: Vec<_> = found.iter().map(|part| part.table.clone()).collect();
+    let tables: Vec<_> = found.iter().flat_map(|part| part.tables.clone()).collect();
     let notes: Vec<_> = found.iter().flat_map(|part| part.notes.clone()).collect();
     report::print(&conditions, &tables, &notes);
     if let Some(path) = &json {

@@ -18,7 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::mock::{self, Streams};
-use super::process::{Gateway, Processor};
+use super::process::Gateway;
+use super::server::Processor;
+use super::sockets::Sockets;
 use super::{Bench, Found};
 use crate::bench::report::Table;
 use crate::bench::serve::Chunk;
@@ -36,14 +38,23 @@ const OPENING: usize = 128;
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 const COLUMNS: [&str; 7] = ["tok/s per core", "us/tok", "kernel %", "of best", "tok/s", "of best", "tokens/event"];
-/// Tokens of each stream that may be under way: a reader that keeps up, and one that lags.
-const AHEAD: [u32; 2] = [1, 8];
+/// A reader that keeps up, one that lags, and the limit.
+const SENDERS: [Sender; 3] = [Sender::Scheduler { ahead: 1 }, Sender::Scheduler { ahead: 8 }, Sender::Sockets];
 
-/// So many streams, and how many tokens of each may be under way.
+/// Who sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sender {
+    /// The scheduler, when so many tokens of each stream may be under way.
+    Scheduler { ahead: u32 },
+    /// A thread that knows nothing but sockets: the machine's limit.
+    Sockets,
+}
+
+/// How many streams, and what is at their other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     streams: usize,
-    ahead: u32,
+    sender: Sender,
 }
 
 /// What came through in some time.
@@ -66,22 +77,22 @@ struct Counts {
 /// Every number of streams once per round.
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Found> {
     let numbers = bench.args.streams.iter().copied().map(usize::from);
-    let shapes = AHEAD.into_iter().flat_map(|ahead| numbers.clone().map(move |streams| Shape { streams, ahead }));
+    let shapes = SENDERS.into_iter().flat_map(|sender| numbers.clone().map(move |streams| Shape { streams, sender }));
     let mut rows: Vec<(Shape, Vec<Relayed>)> = shapes.map(|shape| (shape, Vec::new())).collect();
     for _ in bench.rounds("streams") {
         for (shape, rounds) in &mut rows {
-            rounds.push(run(&bench.gateway, *shape, bench.time()).await?);
+            rounds.push(shape.run(&bench.gateway, bench.time()).await?);
         }
     }
     let title = format!("streams: tokens relayed to open streams, medians of {} round(s)", bench.args.rounds);
     let mut table = Table::new(title, COLUMNS);
     for (shape, rounds) in &rows {
-        let rivals: Vec<_> = rows.iter().filter(|(rival, _)| rival.ahead == shape.ahead).collect();
+        let rivals: Vec<_> = rows.iter().filter(|(rival, _)| rival.sender == shape.sender).collect();
         let rivals: Vec<_> = rivals.iter().map(|(_, rounds)| &rounds[..]).collect();
         table.row(shape.name(), values(rounds, &rivals));
     }
     let details = rows.iter().map(|(shape, rounds)| (shape.name(), rounds.iter().map(Relayed::json).collect()));
-    Ok(Found { name: "streams", table, notes: Vec::new(), rounds: Value::Object(details.collect()) })
+    Ok(Found { name: "streams", tables: vec![table], notes: Vec::new(), rounds: Value::Object(details.collect()) })
 }
 
 /// Medians; shares are of the best of `rivals` in the same round.
@@ -107,9 +118,17 @@ fn values(rounds: &[Relayed], rivals: &[&[Relayed]]) -> Vec<Option<f64>> {
 
 impl Shape {
     fn name(self) -> String {
-        match self.ahead {
-            1 => format!("{} streams", self.streams),
-            ahead => format!("{} streams, {ahead} ahead", self.streams),
+        match self.sender {
+            Sender::Scheduler { ahead: 1 } => format!("{} streams", self.streams),
+            Sender::Scheduler { ahead } => format!("{} streams, {ahead} ahead", self.streams),
+            Sender::Sockets => format!("{} streams, sockets alone", self.streams),
+        }
+    }
+
+    async fn run(self, gateway: &Gateway, time: Duration) -> anyhow::Result<Relayed> {
+        match self.sender {
+            Sender::Scheduler { ahead } => run(gateway, self.streams, ahead, time).await,
+            Sender::Sockets => run_sockets(self.streams, time).await,
         }
     }
 }
@@ -130,24 +149,36 @@ impl Relayed {
     }
 }
 
+/// The same with nothing between sockets.
+async fn run_sockets(streams: usize, time: Duration) -> anyhow::Result<Relayed> {
+    let sockets = Sockets::open(streams).await?;
+    sleep(SETTLE).await;
+    let (from, before) = (Instant::now(), sockets.look()?);
+    sleep(time).await;
+    let (until, after) = (Instant::now(), sockets.look()?);
+    let events = (after.0 - before.0) as f64;
+    ensure!(events > 0.0, "nothing came over {streams} bare sockets");
+    Ok(Relayed { tokens: events, events, seconds: (until - from).as_secs_f64(), processor: after.1.since(before.1) })
+}
+
 /// Opens the streams, measures for some time, closes them.
-async fn run(gateway: &Gateway, shape: Shape, time: Duration) -> anyhow::Result<Relayed> {
+async fn run(gateway: &Gateway, count: usize, ahead: u32, time: Duration) -> anyhow::Result<Relayed> {
     let (counts, web, mut readers) = (Arc::new(Counts::default()), web::client(None)?, JoinSet::new());
     let opening = Arc::new(Semaphore::new(OPENING));
-    for number in 0..shape.streams {
+    for number in 0..count {
         let opening = opening.clone().acquire_owned().await?;
-        let reader = Reader { number, ahead: shape.ahead, counts: counts.clone(), streams: gateway.streams.clone() };
-        readers.spawn(reader.read(web.clone(), gateway.url.clone(), opening));
+        let reader = Reader { number, ahead, counts: counts.clone(), streams: gateway.streams.clone() };
+        readers.spawn(reader.read(web.clone(), gateway.server.url.clone(), opening));
     }
-    opened(&mut readers, &counts, shape.streams as u64).await?;
-    let before = (Instant::now(), counts.look(), gateway.processor()?);
+    opened(&mut readers, &counts, count as u64).await?;
+    let before = (Instant::now(), counts.look(), gateway.server.processor()?);
     sleep(time).await;
     let (until, (tokens, events)) = (Instant::now(), counts.look());
     let relayed = Relayed {
         tokens: (tokens - before.1.0) as f64,
         events: (events - before.1.1) as f64,
         seconds: (until - before.0).as_secs_f64(),
-        processor: gateway.processor()?.since(before.2),
+        processor: gateway.server.processor()?.since(before.2),
     };
     if let Some(ended) = readers.try_join_next() {
         ended??;
