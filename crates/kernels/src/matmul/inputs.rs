@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::by_tiles;
-use super::many::{Turn, Turned, VECTORS};
+use super::many::{Turn, Turned, vectors};
 use super::segments::{Segments, TreeStep};
 use super::tile::rows_max;
 use super::tiled::TiledInputs;
@@ -155,12 +155,12 @@ const PADDED: usize = 8;
 
 impl Tiles {
     pub(super) fn of(isa: Isa, rows: usize) -> Self {
-        let vectors = rows.div_ceil(isa.lanes());
-        let padding = vectors * isa.lanes() - rows;
+        let of = rows.div_ceil(isa.lanes());
+        let padding = of * isa.lanes() - rows;
         if rows < MANY || padding * PADDED > rows {
             return Self { count: rows.div_ceil(rows_max(isa.lanes())), of: rows, unit: 1 };
         }
-        Self { count: vectors.div_ceil(VECTORS), of: vectors, unit: isa.lanes() }
+        Self { count: of.div_ceil(vectors(isa.lanes())), of, unit: isa.lanes() }
     }
 
     /// There are so many rows that products go by panels.

@@ -23,7 +23,7 @@ use crate::pool::SharedMut;
 use crate::simd::{Isa, MAX_LANES, Simd};
 pub(super) use gated::Gated;
 use panel::{Line, Panel};
-pub(super) use tile::VECTORS;
+pub(super) use tile::vectors;
 use tile::{Tile, columns};
 pub(super) use turn::{Turn, Turned};
 
@@ -32,6 +32,9 @@ const GROUP: usize = 1 << 20;
 
 /// Columns of a task at most: so many that outputs are written in long runs, and that their sums stay in the cache, too.
 const BLOCK: usize = 512;
+
+/// Columns that there is room for: whole tiles of them.
+const ROOM: usize = BLOCK + COLUMNS_MAX;
 
 /// Tasks of a thread for each group of rows, if there are columns enough: threads are not equally fast.
 const TASKS: usize = 2;
@@ -51,7 +54,7 @@ pub(super) struct Scratch {
     panel: Panel,
 }
 
-/// `[waiting sum][tile of rows][column of the task][row]`; tiles have room for [`BLOCK`] columns.
+/// `[waiting sum][tile of rows][column of the task][row]`; tiles have room for [`ROOM`] columns.
 #[derive(Default)]
 struct TaskSums(Vec<Line>);
 
@@ -68,7 +71,7 @@ struct Weights {
 /// Into how many groups the tiles of rows are divided, one for a task.
 pub(super) fn groups(isa: Isa, x: &Inputs, tiles: Tiles) -> usize {
     let longest = x.parts().iter().map(|part| part.k.len()).max().unwrap_or(0);
-    let bytes = longest * size_of::<f32>() * VECTORS * isa.lanes();
+    let bytes = longest * size_of::<f32>() * vectors(isa.lanes()) * isa.lanes();
     tiles.count.div_ceil((GROUP / bytes.max(1)).max(1))
 }
 
@@ -93,7 +96,7 @@ impl Columns<'_> {
 
     /// Where sums of a tile of rows begin.
     fn place(&self, tile: usize) -> usize {
-        (self.tiles.rows(tile).start - self.tiles.rows(self.down.start).start) * BLOCK
+        (self.tiles.rows(tile).start - self.tiles.rows(self.down.start).start) * ROOM
     }
 
     /// The sums of all outputs of the task: see [`TaskSums`].
@@ -102,7 +105,7 @@ impl Columns<'_> {
     /// As [`Columns::many`].
     #[inline(always)]
     unsafe fn sums<S: Simd, E: Load>(&self, panel: &mut Panel, sums: &mut TaskSums) -> *mut f32 {
-        let level = self.place(self.down.end - 1) + self.tiles.rows(self.down.end - 1).len() * BLOCK;
+        let level = self.place(self.down.end - 1) + self.tiles.rows(self.down.end - 1).len() * ROOM;
         let room = (WAITING * level / MAX_LANES).max(sums.0.len());
         sums.0.resize(room, Line::ZERO);
         let sums = Sums { start: sums.0.as_mut_ptr().cast(), level };

@@ -16,7 +16,7 @@ pub(super) const OUTPUTS: usize = 2 * MAX_LANES;
 /// Rows of inputs that a tile takes at most, and how many rows of weights go with `rows` of them: as many sums as a level has
 /// registers for, besides what is loaded.
 pub(super) const fn rows_max(lanes: usize) -> usize {
-    if lanes == 16 { 8 } else { 4 }
+    if lanes == 16 { 8 } else { 6 }
 }
 
 /// See [`rows_max`].
@@ -25,7 +25,8 @@ pub(super) const fn columns_max(lanes: usize, rows: usize) -> usize {
         (true, ..=2) => 8,
         (true, ..=4) => 5,
         (true, _) => 3,
-        (false, 1) => 4,
+        (false, ..=2) => 4,
+        (false, 3) => 3,
         (false, _) => 2,
     }
 }
@@ -63,9 +64,11 @@ impl Tile {
                 (true, 7) => self.some::<S, E, 7, 3>(columns, to),
                 (true, _) => self.some::<S, E, 8, 3>(columns, to),
                 (false, 1) => self.some::<S, E, 1, 4>(columns, to),
-                (false, 2) => self.some::<S, E, 2, 2>(columns, to),
-                (false, 3) => self.some::<S, E, 3, 2>(columns, to),
-                (false, _) => self.some::<S, E, 4, 2>(columns, to),
+                (false, 2) => self.some::<S, E, 2, 4>(columns, to),
+                (false, 3) => self.some::<S, E, 3, 3>(columns, to),
+                (false, 4) => self.some::<S, E, 4, 2>(columns, to),
+                (false, 5) => self.some::<S, E, 5, 2>(columns, to),
+                (false, _) => self.some::<S, E, 6, 2>(columns, to),
             }
         }
     }

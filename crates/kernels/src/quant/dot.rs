@@ -26,8 +26,18 @@ pub(crate) trait Dot: Copy {
     type Bytes: Copy;
     /// A 32-bit sum per column.
     type Ints: Copy;
+    /// Sums of products with half bytes over a quarter of a group.
+    type HalfSums: Copy;
+    /// Steps of sixteen columns, for sums of half bytes.
+    type Factors: Copy;
     /// An `f32` per column.
     type Floats: Copy;
+
+    /// Rows and panels worked on together: their sums fill about half of the registers.
+    const TILE_ROWS: usize;
+    const TILE_PANELS: usize;
+    /// From so many rows on bytes are made of half bytes once for all of them, where every tile of rows would do it again.
+    const APART: usize;
 
     /// 64 bytes as they are.
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
@@ -39,22 +49,27 @@ pub(crate) trait Dot: Copy {
     /// `(half - HALF_OFFSET) * step + OFFSET`
     unsafe fn multiples(halves: Self::Bytes, steps: Self::Steps) -> Self::Bytes;
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes);
-    unsafe fn ints(value: i32) -> Self::Ints;
     /// Sixteen values, each with `plus` added.
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints;
-    /// `sum[column] += w[column][0..4] . x[0..4]`
+    /// What a sum of [`Dot::dot`] begins with: `correction` is what makes up for the offset of all its weights, `-OFFSET * sum of x`.
+    unsafe fn start(correction: i32) -> Self::Ints;
+    /// `sum[column] += w[column][0..4] . x[0..4]`, where a weight is at least 1 and an input at least -127.
     unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints;
+    /// As [`Dot::start`] for [`Dot::dot_halves`], with HALF_OFFSET.
+    unsafe fn half_start(correction: i32) -> Self::HalfSums;
+    /// As [`Dot::dot`] with half bytes, for at most 32 inputs in all.
+    unsafe fn dot_halves(sum: Self::HalfSums, w: Self::Bytes, x: *const i8) -> Self::HalfSums;
+    /// Sixteen steps.
+    unsafe fn factors(from: *const i8) -> Self::Factors;
+    /// `whole + sum * factor`, exact below 2^24, as sums of a group are.
+    unsafe fn add_multiple(whole: Self::Floats, sum: Self::HalfSums, factors: Self::Factors) -> Self::Floats;
     unsafe fn zero() -> Self::Floats;
     /// Sixteen `f32` values.
     unsafe fn floats(from: *const f32) -> Self::Floats;
     /// Sixteen bf16 values.
     unsafe fn scales(from: *const u8) -> Self::Floats;
-    /// Sixteen signed bytes.
-    unsafe fn small(from: *const i8) -> Self::Floats;
     /// Exact below 2^24, as sums of a group are.
     unsafe fn converted(ints: Self::Ints) -> Self::Floats;
-    /// `sum + a * b` of whole numbers, exact below 2^24.
-    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `sum + (whole * w) * x`, each operation rounded on its own.
     unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats;
     unsafe fn store(to: *mut f32, v: Self::Floats);

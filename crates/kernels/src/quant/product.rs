@@ -16,16 +16,12 @@ use crate::pool::SharedMut;
 use crate::tiles::{SIDE, Tiles};
 use crate::{Isa, Pool};
 
-/// Most rows and panels worked on together: their sums fill half of the registers.
-const TILE_ROWS: usize = 8;
+/// Panels worked on together at most.
 pub(super) const PANELS: usize = 2;
 
 /// Rows that go through all panels together: their inputs stay in the second-level cache, and the pages of their outputs within
 /// reach, which a panel's columns of all rows would not.
 pub(super) const ROWS: usize = 128;
-
-/// From so many rows on bytes are made of half bytes once for all of them, where every tile of rows would do it again.
-const APART: usize = 32;
 
 /// Values along the inner dimension that all rows are multiplied by before the next ones: two panels of them take 32 KiB, so they
 /// stay in the first-level cache with the rows at hand. Whole groups.
@@ -159,10 +155,10 @@ impl Panels<'_> {
         let sums = sums.as_mut_ptr().cast::<f32>();
         for row in self.rows.clone().step_by(ROWS) {
             let rows = row..(row + ROWS).min(self.rows.end);
-            for panel in self.panels.clone().step_by(PANELS) {
+            for panel in self.panels.clone().step_by(D::TILE_PANELS) {
                 // SAFETY: these rows and panels exist; sums are there once they are computed.
                 unsafe {
-                    match self.panels.end - panel {
+                    match D::TILE_PANELS.min(self.panels.end - panel) {
                         1 => {
                             self.tree::<D, U, T, 1>(&rows, panel, sums, room);
                             self.finish::<1>(&rows, panel, sums);
@@ -226,14 +222,14 @@ impl Panels<'_> {
             let part = start..(start + share).min(all.end);
             let units = groups.padded(start).start / UNIT..groups.padded(part.end - 1).end / UNIT;
             let w = std::array::from_fn(|p| self.w.panel(panel + p).as_ptr().wrapping_add(units.start * U::BYTES));
-            let ahead = self.ahead::<U, P>(panel, &w, &units, rows.len() / TILE_ROWS);
+            let ahead = self.ahead::<U, P>(panel, &w, &units, rows.len() / D::TILE_ROWS);
             let scales = std::array::from_fn(|p| self.w.scales(panel + p).as_ptr());
             let steps = std::array::from_fn(|p| self.w.steps(panel + p, start).as_ptr().cast::<i8>());
             let written = (part.end == groups.len()).then_some(panel);
             let mut part = Part { groups: part, units, w, steps, scales, ahead, fresh: start == all.start, written };
             // SAFETY: groups of a part are neighbours, DEPTH values at most, and exist in the panels.
             unsafe {
-                let least = if room.tiles.is_some() { SIDE } else { APART };
+                let least = if room.tiles.is_some() { SIDE } else { D::APART };
                 if U::BYTES < EightBits::BYTES && rows.len() >= least {
                     part.w = unpack::<D, P>(&part.w, &steps, part.units.len(), &mut room.unpacked);
                     self.part::<D, EightBits, T, P>(rows, &part, room, to);
@@ -291,7 +287,7 @@ impl Panels<'_> {
             unsafe {
                 let to = to.add((row - rows.start) * P * LANES);
                 row += match rows.end - row {
-                    TILE_ROWS.. => self.tile::<D, U, TILE_ROWS, P>(row, part, to),
+                    8.. if D::TILE_ROWS == 8 => self.tile::<D, U, 8, P>(row, part, to),
                     4.. => self.tile::<D, U, 4, P>(row, part, to),
                     2.. => self.tile::<D, U, 2, P>(row, part, to),
                     _ => self.tile::<D, U, 1, P>(row, part, to),
@@ -312,7 +308,7 @@ impl Panels<'_> {
         to: *mut f32,
     ) -> usize {
         let (padded, count, units) = (self.w.groups().padded_row(), self.w.groups().len(), part.units.len());
-        let ahead = part.ahead.after(row % ROWS / TILE_ROWS * units);
+        let ahead = part.ahead.after(row % ROWS / D::TILE_ROWS * units);
         let x = self.x.values[row * padded + part.units.start * UNIT..].as_ptr();
         let x: [*const i8; M] = std::array::from_fn(|m| x.wrapping_add(m * padded));
         let parts = GROUP / UNIT / U::PART;
@@ -333,15 +329,15 @@ impl Panels<'_> {
                 let mut whole = [[D::zero(); P]; M];
                 for at in 0..parts {
                     let at = index * parts + at;
-                    let mut ints = [[D::ints(0); P]; M];
-                    for (m, ints) in ints.iter_mut().enumerate() {
-                        *ints = [D::ints(*starts.add(m * count * parts + at)); P];
+                    let mut part_sums = [[U::start::<D>(0); P]; M];
+                    for (m, sums) in part_sums.iter_mut().enumerate() {
+                        *sums = [U::start::<D>(*starts.add(m * count * parts + at)); P];
                     }
                     for unit in at * U::PART..((at + 1) * U::PART).min(units) {
                         ahead.prefetch::<D>(unit);
-                        dot_unit::<D, U, M, P>(&mut ints, &x, &part.w, unit);
+                        dot_unit::<D, U, M, P>(&mut part_sums, &x, &part.w, unit);
                     }
-                    U::add::<D, M, P>(&mut whole, &ints, part.steps.map(|steps| steps.wrapping_add(at * LANES)));
+                    U::add::<D, M, P>(&mut whole, &part_sums, part.steps.map(|steps| steps.wrapping_add(at * LANES)));
                 }
                 for (p, scales) in part.scales.into_iter().enumerate() {
                     let w = D::scales(scales.add(group * 2 * LANES));

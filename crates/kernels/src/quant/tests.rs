@@ -252,6 +252,26 @@ fn parts_of_rows_and_of_the_inner_dimension_do_not_show() {
     }
 }
 
+/// Sums of products that are all as large as can be: what saturates or wraps around would show.
+#[test]
+fn the_largest_sums_are_exact() {
+    const SIGNS: [fn(usize) -> bool; 5] = [|_| false, |_| true, |i| i % 2 == 0, |i| i % 4 < 2, |i| i % 32 < 16];
+    let k = 3 * GROUP;
+    let signed: Vec<f32> = SIGNS.iter().flat_map(|minus| (0..k).map(|i| if minus(i) { -1.0 } else { 1.0 })).collect();
+    let bytes = stored(&signed);
+    let view = WeightView::new(&bytes, Element::F32, SIGNS.len(), k).unwrap();
+    for kind in BITS {
+        let packed = pack(&view, kind, &Groups::new(Segments::whole(k)));
+        let expected: Vec<f32> = signed
+            .chunks_exact(k)
+            .flat_map(|x| signed.chunks_exact(k).map(|w| plain(x, w, kind, packed.groups())).collect::<Vec<_>>())
+            .collect();
+        for isa in Isa::all() {
+            assert_eq!(bits(&product(isa, 1, &signed, &packed)), bits(&expected), "{isa} {kind:?}");
+        }
+    }
+}
+
 /// Rounding weights and inputs costs as much as the number of bits lets one expect, and is reported.
 #[test]
 fn errors_are_those_of_the_bits() {

@@ -50,13 +50,28 @@ pub(super) trait Unit {
     /// `BYTES` bytes are readable; the CPU has `D`.
     unsafe fn load<D: Dot>(from: *const u8) -> [D::Bytes; 2];
 
+    /// Sums of products of sixteen columns over a part.
+    type Sums<D: Dot>: Copy;
+
+    /// As [`Dot::start`].
+    ///
+    /// # Safety
+    /// The CPU has `D`.
+    unsafe fn start<D: Dot>(correction: i32) -> Self::Sums<D>;
+
+    /// As [`Dot::dot`].
+    ///
+    /// # Safety
+    /// Four inputs are readable; the CPU has `D`.
+    unsafe fn dot<D: Dot>(sum: Self::Sums<D>, w: D::Bytes, x: *const i8) -> Self::Sums<D>;
+
     /// Adds the sums of a part for some rows, whose steps are at `steps`.
     ///
     /// # Safety
     /// The part has steps there; the CPU has `D`.
     unsafe fn add<D: Dot, const M: usize, const P: usize>(
         whole: &mut [[D::Floats; P]; M],
-        ints: &[[D::Ints; P]; M],
+        sums: &[[Self::Sums<D>; P]; M],
         steps: [*const i8; P],
     );
 }
@@ -78,16 +93,30 @@ impl Unit for EightBits {
         unsafe { [D::bytes(from), D::bytes(from.add(Self::BYTES / 2))] }
     }
 
+    type Sums<D: Dot> = D::Ints;
+
+    #[inline(always)]
+    unsafe fn start<D: Dot>(correction: i32) -> D::Ints {
+        // SAFETY: passed on.
+        unsafe { D::start(correction) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<D: Dot>(sum: D::Ints, w: D::Bytes, x: *const i8) -> D::Ints {
+        // SAFETY: passed on.
+        unsafe { D::dot(sum, w, x) }
+    }
+
     /// There is one part.
     #[inline(always)]
     unsafe fn add<D: Dot, const M: usize, const P: usize>(
         whole: &mut [[D::Floats; P]; M],
-        ints: &[[D::Ints; P]; M],
+        sums: &[[D::Ints; P]; M],
         _: [*const i8; P],
     ) {
-        for (whole, ints) in whole.as_flattened_mut().iter_mut().zip(ints.as_flattened()) {
+        for (whole, sum) in whole.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
             // SAFETY: passed on.
-            *whole = unsafe { D::converted(*ints) };
+            *whole = unsafe { D::converted(*sum) };
         }
     }
 }
@@ -109,18 +138,32 @@ impl Unit for FourBits {
         unsafe { D::nibbles(from) }
     }
 
+    type Sums<D: Dot> = D::HalfSums;
+
+    #[inline(always)]
+    unsafe fn start<D: Dot>(correction: i32) -> D::HalfSums {
+        // SAFETY: passed on.
+        unsafe { D::half_start(correction) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<D: Dot>(sum: D::HalfSums, w: D::Bytes, x: *const i8) -> D::HalfSums {
+        // SAFETY: passed on.
+        unsafe { D::dot_halves(sum, w, x) }
+    }
+
     #[inline(always)]
     unsafe fn add<D: Dot, const M: usize, const P: usize>(
         whole: &mut [[D::Floats; P]; M],
-        ints: &[[D::Ints; P]; M],
+        sums: &[[D::HalfSums; P]; M],
         steps: [*const i8; P],
     ) {
         for (p, steps) in steps.into_iter().enumerate() {
             // SAFETY: passed on.
             unsafe {
-                let steps = D::small(steps);
-                for (whole, ints) in whole.iter_mut().zip(ints) {
-                    whole[p] = D::add_product(whole[p], D::converted(ints[p]), steps);
+                let factors = D::factors(steps);
+                for (whole, sums) in whole.iter_mut().zip(sums) {
+                    whole[p] = D::add_multiple(whole[p], sums[p], factors);
                 }
             }
         }
@@ -174,7 +217,7 @@ pub(super) unsafe fn unpack<D: Dot, const P: usize>(
 /// Unit `unit` of every row and panel exists; the CPU has `D`.
 #[inline(always)]
 pub(super) unsafe fn dot_unit<D: Dot, U: Unit, const M: usize, const P: usize>(
-    ints: &mut [[D::Ints; P]; M],
+    sums: &mut [[U::Sums<D>; P]; M],
     x: &[*const i8; M],
     w: &[*const u8; P],
     unit: usize,
@@ -186,10 +229,10 @@ pub(super) unsafe fn dot_unit<D: Dot, U: Unit, const M: usize, const P: usize>(
             *weights = U::load::<D>(w.wrapping_add(unit * U::BYTES));
         }
         for half in 0..2 {
-            for (ints, x) in ints.iter_mut().zip(x) {
+            for (sums, x) in sums.iter_mut().zip(x) {
                 let x = x.add(unit * UNIT + half * UNIT / 2);
-                for (sum, weights) in ints.iter_mut().zip(&weights) {
-                    *sum = D::dot(*sum, weights[half], x);
+                for (sum, weights) in sums.iter_mut().zip(&weights) {
+                    *sum = U::dot::<D>(*sum, weights[half], x);
                 }
             }
         }

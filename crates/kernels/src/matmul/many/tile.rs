@@ -13,12 +13,14 @@ use super::panel::STRIDE;
 use super::{Ahead, Sums};
 use crate::simd::{MAX_LANES, Simd};
 
-/// Vectors of rows that a tile takes at most.
-pub(in super::super) const VECTORS: usize = 3;
+/// Vectors of rows that a tile takes at most, and columns: together as many sums as a level has registers for, besides what is loaded.
+pub(in super::super) const fn vectors(lanes: usize) -> usize {
+    if lanes == 16 { 3 } else { 2 }
+}
 
-/// Columns of a tile: with [`VECTORS`], as many sums as a level has registers for, besides what is loaded.
+/// See [`vectors`].
 pub(super) const fn columns(lanes: usize) -> usize {
-    if lanes == 16 { 8 } else { 4 }
+    if lanes == 16 { 8 } else { 5 }
 }
 
 /// Levels of the tree of lanes.
@@ -41,7 +43,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Adds the sums over a chunk of `vectors` vectors of rows, at most [`VECTORS`], and the columns of a panel to `sums`.
+    /// Adds the sums over a chunk of `vectors` vectors of rows, at most [`vectors`] of them, and the columns of a panel to `sums`.
     ///
     /// # Safety
     /// All three are as their fields say. The CPU has `S`.
@@ -53,9 +55,8 @@ impl Tile {
                 (true, 1) => sums.take::<S, 1, 8>(part, self.chunk::<S, 1, 8>(ahead)),
                 (true, 2) => sums.take::<S, 2, 8>(part, self.chunk::<S, 2, 8>(ahead)),
                 (true, _) => sums.take::<S, 3, 8>(part, self.chunk::<S, 3, 8>(ahead)),
-                (false, 1) => sums.take::<S, 1, 4>(part, self.chunk::<S, 1, 4>(ahead)),
-                (false, 2) => sums.take::<S, 2, 4>(part, self.chunk::<S, 2, 4>(ahead)),
-                (false, _) => sums.take::<S, 3, 4>(part, self.chunk::<S, 3, 4>(ahead)),
+                (false, 1) => sums.take::<S, 1, 5>(part, self.chunk::<S, 1, 5>(ahead)),
+                (false, _) => sums.take::<S, 2, 5>(part, self.chunk::<S, 2, 5>(ahead)),
             }
         }
     }

@@ -1,4 +1,7 @@
-//! AVX2: bytes are widened to 16 bits first, since the instruction that multiplies bytes saturates.
+//! AVX2: its product of unsigned and signed bytes adds neighbours in 16 bits.
+//!
+//! With weights of 8 bits as they are those sums would saturate, so the factors are magnitudes of inputs and weights with the inputs'
+//! signs: two of them stay within 2 * 127 * 127. Half bytes stay so small that a quarter of a group is summed in 16 bits.
 
 use std::arch::x86_64::*;
 
@@ -17,19 +20,41 @@ pub(super) unsafe fn run<K: DotKernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Avx2, NoTiles>() }
 }
 
-/// Eight columns: `sum + w . x`.
+/// Eight columns: `sum + (w - OFFSET) . x`.
 ///
 /// # Safety
 /// The CPU has AVX2; `x` holds the same four values in every lane.
 #[inline(always)]
 unsafe fn dot8(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: arithmetic only. Taking the offset of a byte is to change its highest bit.
+    unsafe {
+        let w = _mm256_xor_si256(w, _mm256_set1_epi8(OFFSET as i8));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+/// The first eight of sixteen signed bytes, each twice with 16 bits.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn factors8(bytes: __m128i) -> __m256i {
     // SAFETY: arithmetic only.
     unsafe {
-        let even_x = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
-        let even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even_x);
-        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(x));
-        _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+        let wide = _mm256_cvtepi8_epi32(bytes);
+        _mm256_blend_epi16::<0xAA>(wide, _mm256_slli_epi32::<16>(wide))
     }
+}
+
+/// Eight columns of [`Dot::add_multiple`].
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn add_multiple8(whole: __m256, sum: __m256i, factors: __m256i) -> __m256 {
+    // SAFETY: arithmetic only.
+    unsafe { _mm256_add_ps(whole, _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, factors))) }
 }
 
 /// Of sixteen steps: their magnitudes; 255 where they are negative, else 0; and what is added to multiples of them.
@@ -111,7 +136,14 @@ unsafe fn scales8(from: *const u8) -> __m256 {
 impl Dot for Avx2 {
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
+    /// Two of 16 bits for each column: each wraps around, and what comes out at the end fits.
+    type HalfSums = [__m256i; 2];
+    type Factors = [__m256i; 2];
     type Floats = [__m256; 2];
+    const TILE_ROWS: usize = 4;
+    const TILE_PANELS: usize = 1;
+    /// Products of half bytes are the faster ones.
+    const APART: usize = usize::MAX;
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
@@ -145,8 +177,9 @@ impl Dot for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn ints(value: i32) -> Self::Ints {
-        unsafe { [_mm256_set1_epi32(value); 2] }
+    unsafe fn start(_: i32) -> Self::Ints {
+        // Each weight's offset is taken from it.
+        unsafe { [_mm256_setzero_si256(); 2] }
     }
     #[inline(always)]
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
@@ -176,11 +209,25 @@ impl Dot for Avx2 {
         unsafe { [scales8(from), scales8(from.add(16))] }
     }
     #[inline(always)]
-    unsafe fn small(from: *const i8) -> Self::Floats {
+    unsafe fn half_start(correction: i32) -> Self::HalfSums {
+        // All of it in the first of a column's two sums: with 32 inputs it is below 2^15.
+        unsafe { [_mm256_set1_epi32(correction & 0xFFFF); 2] }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(sum: Self::HalfSums, w: Self::Bytes, x: *const i8) -> Self::HalfSums {
         unsafe {
-            let small = _mm_loadu_si128(from.cast());
-            let (first, second) = (_mm256_cvtepi8_epi32(small), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(small)));
-            Self::converted([first, second])
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            [
+                _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(w[0], x)),
+                _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(w[1], x)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn factors(from: *const i8) -> Self::Factors {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            [factors8(bytes), factors8(_mm_srli_si128::<8>(bytes))]
         }
     }
     #[inline(always)]
@@ -188,8 +235,8 @@ impl Dot for Avx2 {
         unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] }
     }
     #[inline(always)]
-    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        unsafe { [_mm256_add_ps(sum[0], _mm256_mul_ps(a[0], b[0])), _mm256_add_ps(sum[1], _mm256_mul_ps(a[1], b[1]))] }
+    unsafe fn add_multiple(whole: Self::Floats, sum: Self::HalfSums, factors: Self::Factors) -> Self::Floats {
+        unsafe { [add_multiple8(whole[0], sum[0], factors[0]), add_multiple8(whole[1], sum[1], factors[1])] }
     }
     #[inline(always)]
     unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {

@@ -12,7 +12,12 @@ pub(crate) struct Portable;
 impl Dot for Portable {
     type Bytes = [u8; 4 * LANES];
     type Ints = [i32; LANES];
+    type HalfSums = Self::Ints;
+    type Factors = [i8; LANES];
     type Floats = [f32; LANES];
+    const TILE_ROWS: usize = 8;
+    const TILE_PANELS: usize = 2;
+    const APART: usize = 32;
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
@@ -42,8 +47,8 @@ impl Dot for Portable {
         unsafe { to.cast::<Self::Bytes>().write_unaligned(v) }
     }
     #[inline(always)]
-    unsafe fn ints(value: i32) -> Self::Ints {
-        [value; LANES]
+    unsafe fn start(correction: i32) -> Self::Ints {
+        [correction; LANES]
     }
     #[inline(always)]
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
@@ -71,19 +76,27 @@ impl Dot for Portable {
         bits.map(|bits| bf16::from_bits(bits).to_f32())
     }
     #[inline(always)]
-    unsafe fn small(from: *const i8) -> Self::Floats {
-        unsafe { Self::steps(from) }.map(f32::from)
+    unsafe fn half_start(correction: i32) -> Self::HalfSums {
+        [correction; LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(sum: Self::HalfSums, w: Self::Bytes, x: *const i8) -> Self::HalfSums {
+        unsafe { Self::dot(sum, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn factors(from: *const i8) -> Self::Factors {
+        unsafe { Self::steps(from) }
     }
     #[inline(always)]
     unsafe fn converted(ints: Self::Ints) -> Self::Floats {
         ints.map(|int| int as f32)
     }
     #[inline(always)]
-    unsafe fn add_product(mut sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        for (sum, (a, b)) in sum.iter_mut().zip(a.into_iter().zip(b)) {
-            *sum += a * b;
+    unsafe fn add_multiple(mut whole: Self::Floats, sum: Self::HalfSums, factors: Self::Factors) -> Self::Floats {
+        for (whole, (sum, factor)) in whole.iter_mut().zip(sum.into_iter().zip(factors)) {
+            *whole += (sum * i32::from(factor)) as f32;
         }
-        sum
+        whole
     }
     #[inline(always)]
     unsafe fn add_scaled(mut sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {

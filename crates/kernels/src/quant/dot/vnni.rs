@@ -21,7 +21,12 @@ pub(super) unsafe fn run<K: DotKernel, T: Tiles>(kernel: K) -> K::Output {
 impl Dot for Vnni {
     type Bytes = __m512i;
     type Ints = __m512i;
+    type HalfSums = __m512i;
+    type Factors = __m512;
     type Floats = __m512;
+    const TILE_ROWS: usize = 8;
+    const TILE_PANELS: usize = 2;
+    const APART: usize = 32;
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
@@ -58,8 +63,8 @@ impl Dot for Vnni {
         unsafe { _mm512_storeu_si512(to.cast(), v) }
     }
     #[inline(always)]
-    unsafe fn ints(value: i32) -> Self::Ints {
-        unsafe { _mm512_set1_epi32(value) }
+    unsafe fn start(correction: i32) -> Self::Ints {
+        unsafe { _mm512_set1_epi32(correction) }
     }
     #[inline(always)]
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {
@@ -85,7 +90,15 @@ impl Dot for Vnni {
         }
     }
     #[inline(always)]
-    unsafe fn small(from: *const i8) -> Self::Floats {
+    unsafe fn half_start(correction: i32) -> Self::HalfSums {
+        unsafe { Self::start(correction) }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(sum: Self::HalfSums, w: Self::Bytes, x: *const i8) -> Self::HalfSums {
+        unsafe { Self::dot(sum, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn factors(from: *const i8) -> Self::Factors {
         unsafe { Self::converted(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
@@ -93,8 +106,8 @@ impl Dot for Vnni {
         unsafe { _mm512_cvtepi32_ps(ints) }
     }
     #[inline(always)]
-    unsafe fn add_product(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    unsafe fn add_multiple(whole: Self::Floats, sum: Self::HalfSums, factors: Self::Factors) -> Self::Floats {
+        unsafe { _mm512_fmadd_ps(Self::converted(sum), factors, whole) }
     }
     #[inline(always)]
     unsafe fn add_scaled(sum: Self::Floats, whole: Self::Floats, w: Self::Floats, x: f32) -> Self::Floats {

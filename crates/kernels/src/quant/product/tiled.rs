@@ -6,13 +6,13 @@ use super::super::dot::Dot;
 use super::super::tiles::{self, DEPTH};
 use super::super::unit::{EightBits, Unit};
 use super::super::{GROUP, LANES, UNIT};
-use super::{PANELS, Panels, Part, TILE_ROWS};
+use super::{PANELS, Panels, Part};
 use crate::tiles::{SIDE, Tiles};
 
-const _: () = assert!(
-    SIDE.is_multiple_of(TILE_ROWS) && SIDE == LANES,
-    "sixteen rows are whole groups of rows, a tile is a panel wide"
-);
+/// Rows that go by vectors at once where groups do not fill tiles.
+const ROWS: usize = SIDE / 2;
+
+const _: () = assert!(SIDE == LANES, "a tile is a panel wide");
 
 impl Panels<'_> {
     /// Adds a part to the sums of sixteen rows: groups that fill tiles by tiles, what is left by vectors.
@@ -50,8 +50,8 @@ impl Panels<'_> {
                     let start = part.units.start + first;
                     let units = start..start + values / UNIT;
                     let rest = Part { groups: group..group + 1, units, w, fresh, ..*part };
-                    for m in (0..SIDE).step_by(TILE_ROWS) {
-                        self.tile::<D, EightBits, TILE_ROWS, P>(row + m, &rest, to.add(m * P * LANES));
+                    for m in (0..SIDE).step_by(ROWS) {
+                        self.tile::<D, EightBits, ROWS, P>(row + m, &rest, to.add(m * P * LANES));
                     }
                 }
             }
