@@ -179,8 +179,6 @@ impl DotChains {
     /// The CPU has `D`.
     #[inline(always)]
     unsafe fn vectors<D: Dot>(self) -> usize {
-        // No more than a product has sums in registers.
-        let count = CHAINS.min(D::TILE_ROWS * D::TILE_PANELS);
         let (bytes, x) = (black_box([[1u8; dot::PRODUCTS]; CHAINS]), [1i8; 4]);
         // SAFETY: each of `bytes`, and `x`, hold what one product reads, `out` sixteen floats.
         unsafe {
@@ -192,17 +190,17 @@ impl DotChains {
             for _ in 0..self.steps {
                 // Others each time, for all that the compiler knows: else it would multiply once and only add in the loop.
                 let x = black_box(x);
-                for (chain, w) in chains[..count].iter_mut().zip(w) {
+                for (chain, w) in chains[..D::CHAINS].iter_mut().zip(w) {
                     *chain = D::dot(*chain, w, x.as_ptr());
                 }
             }
             let mut out = [0.0; dot::PRODUCTS / 4];
-            for chain in &chains[..count] {
+            for chain in &chains[..D::CHAINS] {
                 D::store(out.as_mut_ptr(), D::converted(*chain));
                 black_box(&out);
             }
         }
-        dot::PRODUCTS * count * self.steps
+        dot::PRODUCTS * D::CHAINS * self.steps
     }
 }
 

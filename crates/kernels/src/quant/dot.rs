@@ -33,9 +33,10 @@ pub(crate) trait Dot: Copy {
     /// An `f32` per column.
     type Floats: Copy;
 
-    /// Rows and panels worked on together: their sums fill about half of the registers.
+    /// Most rows worked on together.
     const TILE_ROWS: usize;
-    const TILE_PANELS: usize;
+    /// Sums that registers hold beside what is multiplied, enough of them that none waits for itself.
+    const CHAINS: usize;
     /// From so many rows on bytes are made of half bytes once for all of them, where every tile of rows would do it again.
     const APART: usize;
 
@@ -51,9 +52,9 @@ pub(crate) trait Dot: Copy {
     unsafe fn store_bytes(to: *mut u8, v: Self::Bytes);
     /// Sixteen values, each with `plus` added.
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints;
-    /// What a sum of [`Dot::dot`] begins with: `correction` is what makes up for the offset of all its weights, `-OFFSET * sum of x`.
+    /// A sum that begins with `correction`, which makes up for the offset of all its weights: `-OFFSET * sum of x`.
     unsafe fn start(correction: i32) -> Self::Ints;
-    /// `sum[column] += w[column][0..4] . x[0..4]`, where a weight is at least 1 and an input at least -127.
+    /// `sum[column] += w[column][0..4] . x[0..4]`
     unsafe fn dot(sum: Self::Ints, w: Self::Bytes, x: *const i8) -> Self::Ints;
     /// As [`Dot::start`] for [`Dot::dot_halves`], with HALF_OFFSET.
     unsafe fn half_start(correction: i32) -> Self::HalfSums;

@@ -16,7 +16,7 @@ use crate::pool::SharedMut;
 use crate::tiles::{SIDE, Tiles};
 use crate::{Isa, Pool};
 
-/// Panels worked on together at most.
+/// Most panels worked on together.
 pub(super) const PANELS: usize = 2;
 
 /// Rows that go through all panels together: their inputs stay in the second-level cache, and the pages of their outputs within
@@ -155,10 +155,10 @@ impl Panels<'_> {
         let sums = sums.as_mut_ptr().cast::<f32>();
         for row in self.rows.clone().step_by(ROWS) {
             let rows = row..(row + ROWS).min(self.rows.end);
-            for panel in self.panels.clone().step_by(D::TILE_PANELS) {
+            for panel in self.panels.clone().step_by(PANELS) {
                 // SAFETY: these rows and panels exist; sums are there once they are computed.
                 unsafe {
-                    match D::TILE_PANELS.min(self.panels.end - panel) {
+                    match self.panels.end - panel {
                         1 => {
                             self.tree::<D, U, T, 1>(&rows, panel, sums, room);
                             self.finish::<1>(&rows, panel, sums);

@@ -1,7 +1,5 @@
-//! AVX2: its product of unsigned and signed bytes adds neighbours in 16 bits.
-//!
-//! With weights of 8 bits as they are those sums would saturate, so the factors are magnitudes of inputs and weights with the inputs'
-//! signs: two of them stay within 2 * 127 * 127. Half bytes stay so small that a quarter of a group is summed in 16 bits.
+//! AVX2: its product of unsigned and signed bytes adds neighbours in 16 bits, where bytes would saturate, so they are widened first. Half
+//! bytes stay so small that a quarter of a group is summed in 16 bits.
 
 use std::arch::x86_64::*;
 
@@ -20,17 +18,18 @@ pub(super) unsafe fn run<K: DotKernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Avx2, NoTiles>() }
 }
 
-/// Eight columns: `sum + (w - OFFSET) . x`.
+/// Eight columns: `sum + w . x`.
 ///
 /// # Safety
 /// The CPU has AVX2; `x` holds the same four values in every lane.
 #[inline(always)]
 unsafe fn dot8(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-    // SAFETY: arithmetic only. Taking the offset of a byte is to change its highest bit.
+    // SAFETY: arithmetic only.
     unsafe {
-        let w = _mm256_xor_si256(w, _mm256_set1_epi8(OFFSET as i8));
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
-        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        let even_x = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+        let even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even_x);
+        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(x));
+        _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
     }
 }
 
@@ -141,7 +140,7 @@ impl Dot for Avx2 {
     type Factors = [__m256i; 2];
     type Floats = [__m256; 2];
     const TILE_ROWS: usize = 4;
-    const TILE_PANELS: usize = 1;
+    const CHAINS: usize = 4;
     /// Products of half bytes are the faster ones.
     const APART: usize = usize::MAX;
 
@@ -177,9 +176,8 @@ impl Dot for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn start(_: i32) -> Self::Ints {
-        // Each weight's offset is taken from it.
-        unsafe { [_mm256_setzero_si256(); 2] }
+    unsafe fn start(correction: i32) -> Self::Ints {
+        unsafe { [_mm256_set1_epi32(correction); 2] }
     }
     #[inline(always)]
     unsafe fn ints_plus(from: *const i32, plus: i32) -> Self::Ints {

@@ -16,7 +16,7 @@ impl Dot for Portable {
     type Factors = [i8; LANES];
     type Floats = [f32; LANES];
     const TILE_ROWS: usize = 8;
-    const TILE_PANELS: usize = 2;
+    const CHAINS: usize = 12;
     const APART: usize = 32;
 
     #[inline(always)]

@@ -25,7 +25,7 @@ impl Dot for Vnni {
     type Factors = __m512;
     type Floats = __m512;
     const TILE_ROWS: usize = 8;
-    const TILE_PANELS: usize = 2;
+    const CHAINS: usize = 12;
     const APART: usize = 32;
 
     #[inline(always)]
