@@ -16,8 +16,8 @@ mod turn;
 
 use std::ops::Range;
 
-use super::inputs::{Inputs, Part, Tiles};
-use super::load::{HALVES, Load};
+use super::inputs::{Inputs, Part, STEP, Tiles};
+use super::load::Load;
 use super::{Columns, WAITING};
 use crate::pool::SharedMut;
 use crate::simd::{Isa, MAX_LANES, Simd};
@@ -80,6 +80,11 @@ pub(super) fn share(columns: usize, threads: usize, products: usize) -> usize {
     columns.div_ceil(threads * TASKS).next_multiple_of(MAX_LANES).min(BLOCK / products)
 }
 
+/// Vectors of so many values of `k`, padded to whole steps.
+const fn vectors_of_k(k: usize, lanes: usize) -> usize {
+    k.next_multiple_of(STEP) / lanes
+}
+
 impl Columns<'_> {
     /// # Safety
     /// As [`crate::simd::Kernel::run`]; the tiles are those of many rows, and there are no more of them and of columns than a task
@@ -134,7 +139,7 @@ impl Columns<'_> {
     /// The rows, the panel and the room for sums of the task exist. The CPU has `S`.
     #[inline(always)]
     unsafe fn panel<S: Simd>(&self, part: &Part, column: usize, panel: *const f32, sums: &Sums, mut ahead: Ahead) {
-        let k = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
+        let k = vectors_of_k(part.k.len(), S::LANES);
         for tile in self.down.clone() {
             let rows = self.tiles.rows(tile);
             let at = self.place(tile) + (column - self.columns.start) * rows.len();

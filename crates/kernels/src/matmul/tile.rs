@@ -36,50 +36,55 @@ pub(super) const fn columns_max(lanes: usize, rows: usize) -> usize {
 pub(super) struct Tile {
     /// `[vector of k][row][lane]`, padded with 0 to whole steps.
     pub(super) x: *const f32,
-    /// The first weight row, others `w_stride` bytes apart.
-    pub(super) w: *const u8,
-    pub(super) w_stride: usize,
     pub(super) k: usize,
     /// How many bytes behind each weight the one lies that is asked for while it is used.
     pub(super) ahead: usize,
 }
 
 impl Tile {
-    /// `to[m * N + n]`, sums over `k` of `rows` and `columns` rows of either side. `columns` is at most [`columns_max`] of `rows`,
-    /// which is at most [`rows_max`]; with fewer columns the last one is repeated.
+    /// `to[m * N + n]`, sums over `k` of `rows` rows, at most [`rows_max`], and `N` columns: [`columns_max`] of `rows`. `w` says where
+    /// a column's weights begin.
     ///
     /// # Safety
     /// The rows exist, as long as the fields say, and weights are of type `E`. The CPU has `S`.
     #[inline(always)]
-    pub(super) unsafe fn sums<S: Simd, E: Load>(&self, rows: usize, columns: usize, to: &mut [f32; OUTPUTS]) {
+    pub(super) unsafe fn sums<S: Simd, E: Load>(
+        &self,
+        rows: usize,
+        w: impl Fn(usize) -> *const u8,
+        to: &mut [f32; OUTPUTS],
+    ) {
         // SAFETY: passed on.
         unsafe {
             match (S::LANES == 16, rows) {
-                (true, 1) => self.some::<S, E, 1, 8>(columns, to),
-                (true, 2) => self.some::<S, E, 2, 8>(columns, to),
-                (true, 3) => self.some::<S, E, 3, 5>(columns, to),
-                (true, 4) => self.some::<S, E, 4, 5>(columns, to),
-                (true, 5) => self.some::<S, E, 5, 3>(columns, to),
-                (true, 6) => self.some::<S, E, 6, 3>(columns, to),
-                (true, 7) => self.some::<S, E, 7, 3>(columns, to),
-                (true, _) => self.some::<S, E, 8, 3>(columns, to),
-                (false, 1) => self.some::<S, E, 1, 4>(columns, to),
-                (false, 2) => self.some::<S, E, 2, 4>(columns, to),
-                (false, 3) => self.some::<S, E, 3, 3>(columns, to),
-                (false, 4) => self.some::<S, E, 4, 2>(columns, to),
-                (false, 5) => self.some::<S, E, 5, 2>(columns, to),
-                (false, _) => self.some::<S, E, 6, 2>(columns, to),
+                (true, 1) => self.some::<S, E, 1, 8>(w, to),
+                (true, 2) => self.some::<S, E, 2, 8>(w, to),
+                (true, 3) => self.some::<S, E, 3, 5>(w, to),
+                (true, 4) => self.some::<S, E, 4, 5>(w, to),
+                (true, 5) => self.some::<S, E, 5, 3>(w, to),
+                (true, 6) => self.some::<S, E, 6, 3>(w, to),
+                (true, 7) => self.some::<S, E, 7, 3>(w, to),
+                (true, _) => self.some::<S, E, 8, 3>(w, to),
+                (false, 1) => self.some::<S, E, 1, 4>(w, to),
+                (false, 2) => self.some::<S, E, 2, 4>(w, to),
+                (false, 3) => self.some::<S, E, 3, 3>(w, to),
+                (false, 4) => self.some::<S, E, 4, 2>(w, to),
+                (false, 5) => self.some::<S, E, 5, 2>(w, to),
+                (false, _) => self.some::<S, E, 6, 2>(w, to),
             }
         }
     }
 
     /// # Safety
-    /// As [`Tile::sums`], for `M` rows and at most `N` columns.
+    /// As [`Tile::sums`], for `M` rows and `N` columns.
     #[inline(always)]
-    unsafe fn some<S: Simd, E: Load, const M: usize, const N: usize>(&self, columns: usize, to: &mut [f32; OUTPUTS]) {
+    unsafe fn some<S: Simd, E: Load, const M: usize, const N: usize>(
+        &self,
+        w: impl Fn(usize) -> *const u8,
+        to: &mut [f32; OUTPUTS],
+    ) {
         // Opaque to the compiler, which would else compute them again for every step.
-        let w: [*const u8; N] =
-            black_box(std::array::from_fn(|n| self.w.wrapping_add(n.min(columns - 1) * self.w_stride)));
+        let w: [*const u8; N] = black_box(std::array::from_fn(w));
         let step = HALVES * S::LANES;
         // SAFETY: `k` elements of each row are read, and of the inputs whole steps.
         unsafe {

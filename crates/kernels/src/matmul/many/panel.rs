@@ -4,7 +4,8 @@
 
 use super::super::inputs::CHUNK;
 use super::super::load::{HALVES, Load};
-use super::{COLUMNS_MAX, Weights};
+use super::tile::{columns, turn};
+use super::{Weights, vectors_of_k};
 use crate::simd::{MAX_LANES, Simd};
 
 /// A line of memory, so that no vector lies in two.
@@ -18,43 +19,42 @@ impl Line {
     pub(super) const ZERO: Self = Self { _values: [0.0; MAX_LANES] };
 }
 
-/// Lines of a column: a chunk, and one more, so that columns do not all lie in one set of a cache.
-const LINES: usize = CHUNK / MAX_LANES + 1;
+/// Floats from a vector of `k` to the next: room for the columns of any level.
+pub(super) const WIDTH: usize = 8;
 
-/// Floats from a column to the next.
-pub(super) const STRIDE: usize = LINES * MAX_LANES;
-
-/// `[column][vector of k][lane]`, padded with 0 to whole steps: small enough for the first-level cache.
-pub(super) struct Panel(Box<[Line; COLUMNS_MAX * LINES]>);
+/// `[lane, in its turn][vector of k][column]`, padded with 0 to whole steps: what a lane's turn takes lies in one run, so that little
+/// has to stay in the first-level cache.
+pub(super) struct Panel(Box<[Line; CHUNK * WIDTH / MAX_LANES]>);
 
 impl Default for Panel {
     fn default() -> Self {
-        Self(Box::new([Line::ZERO; COLUMNS_MAX * LINES]))
+        Self(Box::new([Line::ZERO; _]))
     }
 }
 
 impl Panel {
-    /// Takes weights of at most [`COLUMNS_MAX`] columns and a chunk.
+    /// Takes weights of a panel's columns, of which the last is repeated where there are fewer, and a chunk.
     ///
     /// # Safety
     /// They exist and are of type `E`. The CPU has `S`.
     #[inline(always)]
     pub(super) unsafe fn fill<S: Simd, E: Load>(&mut self, weights: &Weights) {
-        let step = HALVES * S::LANES;
-        for (column, to) in self.0.chunks_exact_mut(LINES).take(weights.columns).enumerate() {
-            let from = weights.start.wrapping_add(column * weights.stride);
-            let to = to.as_mut_ptr().cast::<f32>();
-            for k in (0..weights.k).step_by(step) {
-                // SAFETY: the caller grants `weights.k` elements, and there is room for as many whole steps.
-                unsafe {
-                    let from = from.add(k * E::SIZE);
-                    for half in 0..HALVES {
-                        let values = match weights.k - k {
-                            rest if rest < step => E::half_head::<S>(from, half, rest),
-                            _ => E::half::<S>(from, half),
-                        };
-                        S::store(to.add(k + half * S::LANES), values);
+        let vectors = vectors_of_k(weights.k, S::LANES);
+        // So many vectors of `k` fill the vectors of columns that they become.
+        let together = S::LANES / WIDTH;
+        for first in (0..vectors).step_by(together) {
+            // SAFETY: the caller grants the weights, and there is room for as many vectors.
+            unsafe {
+                let mut values = [S::splat(0.0); MAX_LANES];
+                for vector in 0..together {
+                    for column in 0..columns(S::LANES) {
+                        values[vector * WIDTH + column] = weights.vector::<S, E>(column, first + vector);
                     }
+                }
+                S::transpose(&mut values);
+                let to = self.0.as_mut_ptr().cast::<f32>();
+                for (lane, values) in values.iter().enumerate().take(S::LANES) {
+                    S::store(to.add((turn(S::LANES, lane) * vectors + first) * WIDTH), *values);
                 }
             }
         }
@@ -62,5 +62,25 @@ impl Panel {
 
     pub(super) fn start(&self) -> *const f32 {
         self.0.as_ptr().cast()
+    }
+}
+
+impl Weights {
+    /// A vector of `k` of a column, widened.
+    ///
+    /// # Safety
+    /// As [`Panel::fill`].
+    #[inline(always)]
+    unsafe fn vector<S: Simd, E: Load>(&self, column: usize, vector: usize) -> S::V {
+        let (half, step) = (vector % HALVES, HALVES * S::LANES);
+        let k = (vector - half) * S::LANES;
+        let from = self.start.wrapping_add(column.min(self.columns - 1) * self.stride + k * E::SIZE);
+        // SAFETY: the caller grants `k` elements of a column.
+        unsafe {
+            match self.k.saturating_sub(k) {
+                rest if rest < step => E::half_head::<S>(from, half, rest),
+                _ => E::half::<S>(from, half),
+            }
+        }
     }
 }

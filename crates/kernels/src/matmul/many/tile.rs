@@ -8,8 +8,8 @@
 
 use std::mem::MaybeUninit;
 
-use super::super::inputs::Part;
-use super::panel::STRIDE;
+use super::super::inputs::{Part, STEP};
+use super::panel::WIDTH;
 use super::{Ahead, Sums};
 use crate::simd::{MAX_LANES, Simd};
 
@@ -20,7 +20,7 @@ pub(in super::super) const fn vectors(lanes: usize) -> usize {
 
 /// See [`vectors`].
 pub(super) const fn columns(lanes: usize) -> usize {
-    if lanes == 16 { 8 } else { 5 }
+    if lanes == 16 { 8 } else { 6 }
 }
 
 /// Levels of the tree of lanes.
@@ -38,7 +38,7 @@ pub(super) struct Tile {
     pub(super) x: *const f32,
     /// See [`super::panel::Panel`].
     pub(super) panel: *const f32,
-    /// Vectors of `k` that a column of the panel holds.
+    /// Vectors of `k`: whole [`STEP`]s.
     pub(super) k: usize,
 }
 
@@ -55,8 +55,8 @@ impl Tile {
                 (true, 1) => sums.take::<S, 1, 8>(part, self.chunk::<S, 1, 8>(ahead)),
                 (true, 2) => sums.take::<S, 2, 8>(part, self.chunk::<S, 2, 8>(ahead)),
                 (true, _) => sums.take::<S, 3, 8>(part, self.chunk::<S, 3, 8>(ahead)),
-                (false, 1) => sums.take::<S, 1, 5>(part, self.chunk::<S, 1, 5>(ahead)),
-                (false, _) => sums.take::<S, 2, 5>(part, self.chunk::<S, 2, 5>(ahead)),
+                (false, 1) => sums.take::<S, 1, 6>(part, self.chunk::<S, 1, 6>(ahead)),
+                (false, _) => sums.take::<S, 2, 6>(part, self.chunk::<S, 2, 6>(ahead)),
             }
         }
     }
@@ -100,19 +100,23 @@ impl Tile {
         unsafe {
             let mut sums = [[S::splat(0.0); V]; N];
             let mut x = self.x.add(index * self.k * V * S::LANES);
-            let mut weights = self.panel.add(turn(S::LANES, index));
-            for _ in 0..self.k {
-                let mut rows = [S::splat(0.0); V];
-                for (vector, rows) in rows.iter_mut().enumerate() {
-                    *rows = S::load(x.add(vector * S::LANES));
-                }
-                for (n, sums) in sums.iter_mut().enumerate() {
-                    let weight = S::splat(*weights.add(n * STRIDE));
-                    for (sum, rows) in sums.iter_mut().zip(rows) {
-                        *sum = S::mul_add(rows, weight, *sum);
+            let mut weights = self.panel.add(index * self.k * WIDTH);
+            // Several at a time: where a core is shared, what bounds this loop is how many instructions it has.
+            let step = STEP / S::LANES;
+            for _ in 0..self.k / step {
+                for k in 0..step {
+                    let mut rows = [S::splat(0.0); V];
+                    for (vector, rows) in rows.iter_mut().enumerate() {
+                        *rows = S::load(x.add((k * V + vector) * S::LANES));
+                    }
+                    for (n, sums) in sums.iter_mut().enumerate() {
+                        let weight = S::splat(*weights.add(k * WIDTH + n));
+                        for (sum, rows) in sums.iter_mut().zip(rows) {
+                            *sum = S::mul_add(rows, weight, *sum);
+                        }
                     }
                 }
-                (x, weights) = (x.add(V * S::LANES), weights.add(S::LANES));
+                (x, weights) = (x.add(step * V * S::LANES), weights.add(step * WIDTH));
             }
             sums
         }

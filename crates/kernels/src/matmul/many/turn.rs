@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::super::inputs::{Layout, Part, STEP};
 use super::super::load::HALVES;
 use super::tile::turn;
+use super::vectors_of_k;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
@@ -74,7 +75,7 @@ struct Places {
 
 impl Places {
     fn new<S: Simd>(layout: &Layout, part: &Part, rows: usize) -> Self {
-        let vectors = HALVES * part.k.len().div_ceil(HALVES * S::LANES);
+        let vectors = vectors_of_k(part.k.len(), S::LANES);
         Self { interleaved: layout.interleaved, lanes: S::LANES, vectors, rows }
     }
 
