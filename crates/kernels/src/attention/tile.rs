@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::{Parts, TILE};
 use crate::simd::{MAX_LANES, Simd};
 
+/// Elements of a head whose products a loop adds at a time, a divisor of [`Simd::LANES`]: fewer instructions are spent on the loop.
+const AT_ONCE: usize = 4;
+
 /// `s[i][token] = q[query] . k[token]` for the `i`-th of some queries and the first `tokens` of the tile (and some behind them), each dot
 /// product one element after the other.
 ///
@@ -19,8 +22,8 @@ pub(super) unsafe fn score<S: Simd>(parts: &mut Parts<'_>, queries: Range<usize>
             match (S::LANES, queries.len() - at) {
                 (16, 8..) => score_some::<S, 8>(parts, queries.start, at, tokens),
                 (16, 7) => score_some::<S, 7>(parts, queries.start, at, tokens),
-                (16, 6) => score_some::<S, 6>(parts, queries.start, at, tokens),
-                (16, 5) => score_some::<S, 5>(parts, queries.start, at, tokens),
+                (_, 6..) => score_some::<S, 6>(parts, queries.start, at, tokens),
+                (_, 5) => score_some::<S, 5>(parts, queries.start, at, tokens),
                 (_, 4..) => score_some::<S, 4>(parts, queries.start, at, tokens),
                 (_, 3) => score_some::<S, 3>(parts, queries.start, at, tokens),
                 (_, 2) => score_some::<S, 2>(parts, queries.start, at, tokens),
@@ -43,11 +46,13 @@ unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, first: usiz
             let mut sums = [[S::splat(0.0); 2]; Q];
             let q = parts.q.as_ptr().add((first + i) * stride);
             let k = parts.k.as_ptr().add(token);
-            for e in 0..stride {
-                let k = [S::load(k.add(e * TILE)), S::load(k.add(e * TILE + S::LANES))];
-                for (at, sums) in sums.iter_mut().enumerate() {
-                    let q = S::splat(*q.add(at * stride + e));
-                    *sums = [S::mul_add(q, k[0], sums[0]), S::mul_add(q, k[1], sums[1])];
+            for start in (0..stride).step_by(AT_ONCE) {
+                for e in start..start + AT_ONCE {
+                    let k = [S::load(k.add(e * TILE)), S::load(k.add(e * TILE + S::LANES))];
+                    for (at, sums) in sums.iter_mut().enumerate() {
+                        let q = S::splat(*q.add(at * stride + e));
+                        *sums = [S::mul_add(q, k[0], sums[0]), S::mul_add(q, k[1], sums[1])];
+                    }
                 }
             }
             let s = parts.s.as_mut_ptr().add(i * TILE + token);
@@ -139,21 +144,22 @@ pub(super) unsafe fn add_values<S: Simd>(parts: &mut Parts<'_>, queries: Range<u
         // SAFETY: passed on; no more queries than are left are taken.
         at += unsafe {
             match (S::LANES, queries.len() - at) {
-                (16, 4..) => add_some::<S, 4>(parts, queries.start, at, tokens.clone()),
-                (16, 3) => add_some::<S, 3>(parts, queries.start, at, tokens.clone()),
-                (_, 2..) => add_some::<S, 2>(parts, queries.start, at, tokens.clone()),
-                _ => add_some::<S, 1>(parts, queries.start, at, tokens.clone()),
+                (16, 4..) => add_some::<S, 4, 4>(parts, queries.start, at, tokens.clone()),
+                (16, 3) => add_some::<S, 3, 4>(parts, queries.start, at, tokens.clone()),
+                (_, 6..) => add_some::<S, 6, 2>(parts, queries.start, at, tokens.clone()),
+                (_, 2..) => add_some::<S, 2, 4>(parts, queries.start, at, tokens.clone()),
+                _ => add_some::<S, 1, 4>(parts, queries.start, at, tokens.clone()),
             }
         };
     }
 }
 
-/// Values for `Q` queries, from the `i`-th behind `first` on; returns `Q`.
+/// Values for `Q` queries, `N` vectors of each at a time, from the `i`-th behind `first` on; returns `Q`.
 ///
 /// # Safety
 /// As [`add_values`].
 #[inline(always)]
-unsafe fn add_some<S: Simd, const Q: usize>(
+unsafe fn add_some<S: Simd, const Q: usize, const N: usize>(
     parts: &mut Parts<'_>,
     first: usize,
     i: usize,
@@ -164,9 +170,9 @@ unsafe fn add_some<S: Simd, const Q: usize>(
         // SAFETY: passed on; `at` and as many vectors lie within the stride, a multiple of LANES.
         at += S::LANES
             * unsafe {
-                match (parts.stride - at) / S::LANES {
-                    4.. => add_part::<S, Q, 4>(parts, (first, i), at, tokens.clone()),
-                    _ => add_part::<S, Q, 1>(parts, (first, i), at, tokens.clone()),
+                match parts.stride - at >= N * S::LANES {
+                    true => add_part::<S, Q, N>(parts, (first, i), at, tokens.clone()),
+                    false => add_part::<S, Q, 1>(parts, (first, i), at, tokens.clone()),
                 }
             };
     }
