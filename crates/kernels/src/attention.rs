@@ -18,7 +18,7 @@ use crate::arena::{KvLayer, KvRow, KvRows};
 use crate::pool::SharedMut;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use stored::Stored;
-use tile::{add_values, score, weigh};
+use tile::{add_values, score, together, weigh};
 
 /// Tokens per step of the online softmax: keys and values of one head stay in the first-level cache up to a head size of 64.
 const TILE: usize = 64;
@@ -286,7 +286,7 @@ struct Parts<'a> {
     k: &'a mut [f32],
     /// `[TILE][stride]`
     v: &'a mut [f32],
-    /// `[MAX_LANES][TILE]`: scores, then weights, of some queries.
+    /// `[MAX_LANES][TILE]`: scores, then weights, of queries that go through a tile together.
     s: &'a mut [f32],
     /// Of the span that is being walked.
     span: Sums<'a>,
@@ -399,8 +399,8 @@ unsafe fn walk_span<S: Simd>(call: &Call<'_>, queries: &Queries, parts: &mut Par
         // SAFETY: passed on.
         unsafe {
             stored.load::<S>(parts, base, seen.clone());
-            for first in (0..count).step_by(S::LANES) {
-                let some = first..(first + S::LANES).min(count);
+            for first in (0..count).step_by(together(S::LANES)) {
+                let some = first..(first + together(S::LANES)).min(count);
                 score::<S>(parts, some.clone(), seen.end - base);
                 weigh::<S>(parts, some.clone(), |query| {
                     let position = queries.first + query / group;

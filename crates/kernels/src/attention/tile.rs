@@ -5,6 +5,11 @@ use std::ops::Range;
 use super::{Parts, TILE};
 use crate::simd::{MAX_LANES, Simd};
 
+/// Queries that go through a tile together: as many as whole sets of sums in registers serve.
+pub(super) const fn together(lanes: usize) -> usize {
+    if lanes == 16 { 16 } else { 12 }
+}
+
 /// Elements of a head whose products a loop adds at a time, a divisor of [`Simd::LANES`]: fewer instructions are spent on the loop.
 const AT_ONCE: usize = 4;
 
@@ -68,16 +73,34 @@ unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, first: usiz
 /// Turns the scores of some queries into weights, zero outside of what `seen` says of each, and moves `max`, `sum` and `correction` on.
 ///
 /// # Safety
-/// As [`score`]; at most LANES queries; `seen` lies within the tile.
+/// As [`score`]; `seen` lies within the tile.
 #[inline(always)]
 pub(super) unsafe fn weigh<S: Simd>(
     parts: &mut Parts<'_>,
     queries: Range<usize>,
     seen: impl Fn(usize) -> Range<usize>,
 ) {
+    for i in (0..queries.len()).step_by(S::LANES) {
+        let some = queries.start + i..queries.end.min(queries.start + i + S::LANES);
+        // SAFETY: passed on.
+        unsafe { weigh_some::<S>(parts, some, i, &seen) };
+    }
+}
+
+/// Weights of at most LANES queries, the first of which is the `i`-th.
+///
+/// # Safety
+/// As [`weigh`].
+#[inline(always)]
+unsafe fn weigh_some<S: Simd>(
+    parts: &mut Parts<'_>,
+    queries: Range<usize>,
+    i: usize,
+    seen: impl Fn(usize) -> Range<usize>,
+) {
     let (maxima, all) = (&mut parts.span.max[queries.clone()], &mut parts.span.sum[queries.clone()]);
     let corrections = &mut parts.correction[queries.clone()];
-    let (scores, count) = (parts.s.as_chunks_mut::<TILE>().0, queries.len());
+    let (scores, count) = (&mut parts.s.as_chunks_mut::<TILE>().0[i..], queries.len());
     // SAFETY: `count` lanes of what belongs to these queries.
     unsafe {
         let old = S::load_upto(maxima.as_ptr(), count);
