@@ -7,7 +7,7 @@
 //! tile   ─► times a tile of columns, sums in registers (tile.rs)
 //! ```
 //!
-//! The columns of a tile lie far apart, each in a [stream](Streams) of its own.
+//! With one tile of rows, neighbours in a tile of columns lie far apart: see [`Streams`].
 
 #![expect(unsafe_code, reason = "vector loads and disjoint writes from several threads")]
 
@@ -41,7 +41,7 @@ pub(super) struct Scratch(Vec<Sums>);
 
 /// The order in which a task takes its columns: in turns from runs that lie far apart. A row of weights after the other, in each run, is
 /// one stretch of memory; several of those at once are read faster than one, and much faster than rows that are neighbours, which lie in
-/// the same few pages (docs/figures.md, Products).
+/// the same few pages (docs/figures.md, AVX2 only).
 #[derive(Clone, Copy)]
 struct Streams {
     /// Columns of each; none if they come one after the other.
