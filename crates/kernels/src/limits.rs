@@ -28,7 +28,7 @@ const DOT_STEPS: usize = 100_000;
 const TILE_STEPS: usize = 40_000;
 /// The same where a product of tiles is a loop.
 const EMULATED_STEPS: usize = 40;
-/// Vectors added to each stream's sum in turns; independent, so that loads and not additions set the pace.
+/// Independent sums, so that loads and not additions set the pace; as many vectors of a stream are read in turn.
 const SUMS: usize = 4;
 /// Runs of memory that a thread reads at the same time: which number is fastest depends on the CPU.
 const STREAMS: [usize; 2] = [1, 4];

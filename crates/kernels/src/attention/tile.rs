@@ -29,7 +29,7 @@ pub(super) unsafe fn score<S: Simd>(parts: &mut Parts<'_>, queries: Range<usize>
                 (16, 7) => score_some::<S, 7>(parts, queries.start, at, tokens),
                 (_, 6..) => score_some::<S, 6>(parts, queries.start, at, tokens),
                 (_, 5) => score_some::<S, 5>(parts, queries.start, at, tokens),
-                (_, 4..) => score_some::<S, 4>(parts, queries.start, at, tokens),
+                (_, 4) => score_some::<S, 4>(parts, queries.start, at, tokens),
                 (_, 3) => score_some::<S, 3>(parts, queries.start, at, tokens),
                 (_, 2) => score_some::<S, 2>(parts, queries.start, at, tokens),
                 _ => score_some::<S, 1>(parts, queries.start, at, tokens),

@@ -3,7 +3,7 @@
 //! ```text
 //! task   ─► some tiles of rows, of which a chunk of `k` stays in the second-level cache, times some columns
 //! part   ─► of `k`: a chunk of a segment
-//! panel  ─► of a few columns: widened once, stays in the first-level cache (many/panel.rs)
+//! panel  ─► of a few columns: widened once, in the order in which it is used (many/panel.rs)
 //! tile   ─► times some vectors of rows, sums in registers (many/tile.rs)
 //! ```
 
