@@ -1,5 +1,6 @@
 //! How fast attention is (medians), beside the most that was measured of the multiply-adds it is made of, all tokens that are seen
-//! counted and no others: `cargo run --release -p kernels --example attention_speed [THREADS]`.
+//! counted and no others: `cargo run --release -p kernels --example attention_speed [THREADS] [CASE]`,
+//! the case counted from 0, all without it.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(1), |threads| threads.parse())?;
     let (isa, pool) = (Isa::from_env()?, Pool::new("speed", threads)?);
     let limit = limits::Arithmetic::of(isa, Some(Element::F32));
-    for (rows, count, start) in CASES {
+    let case = std::env::args().nth(2).map(|case| case.parse()).transpose()?;
+    let some = case.map_or(0..CASES.len(), |case: usize| case..case + 1);
+    for &(rows, count, start) in CASES.get(some).ok_or("there is no such case")? {
         let of_row = (start + count).div_ceil(BLOCK);
         let (heads, head_dim) = (SHAPE.kv_heads, SHAPE.head_dim);
         let blocks = rows * of_row;

@@ -18,7 +18,7 @@ use crate::arena::{KvLayer, KvRow, KvRows};
 use crate::pool::SharedMut;
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use stored::Stored;
-use tile::{add_values, score, together, weigh};
+use tile::{TOGETHER_MAX, add_values, score, together, weigh};
 
 /// Tokens per step of the online softmax: keys and values of one head stay in the first-level cache up to a head size of 64.
 const TILE: usize = 64;
@@ -282,11 +282,11 @@ struct Parts<'a> {
     stride: usize,
     /// `[query][stride]`, scaled.
     q: &'a mut [f32],
-    /// `[stride][TILE]`: keys, one column for each token.
+    /// `[TILE / (2 * LANES)][stride][2 * LANES]`: keys, one column for each token.
     k: &'a mut [f32],
     /// `[TILE][stride]`
     v: &'a mut [f32],
-    /// `[MAX_LANES][TILE]`: scores, then weights, of queries that go through a tile together.
+    /// `[TOGETHER_MAX][TILE]`: scores, then weights, of queries that go through a tile together.
     s: &'a mut [f32],
     /// Of the span that is being walked.
     span: Sums<'a>,
@@ -302,7 +302,7 @@ impl<'a> Parts<'a> {
     fn cut(scratch: &'a mut Vec<f32>, queries: usize, head_dim: usize) -> Self {
         let stride = stride(head_dim);
         let (vectors, tile, sums) = (queries * stride, TILE * stride, Sums::floats(queries, stride));
-        let floats = vectors + 2 * tile + 2 * sums + queries + MAX_LANES * (TILE + stride);
+        let floats = vectors + 2 * tile + 2 * sums + queries + TOGETHER_MAX * TILE + MAX_LANES * stride;
         if scratch.len() < floats {
             scratch.resize(floats, 0.0);
         }
@@ -312,7 +312,7 @@ impl<'a> Parts<'a> {
             rest = tail;
             part
         };
-        let (q, k, v, s) = (part(vectors), part(tile), part(tile), part(MAX_LANES * TILE));
+        let (q, k, v, s) = (part(vectors), part(tile), part(tile), part(TOGETHER_MAX * TILE));
         let (span, total) = (Sums::cut(part(sums), queries), Sums::cut(part(sums), queries));
         let (correction, rows) = (part(queries), part(MAX_LANES * stride));
         // What is left from before would be seen: the padding of heads must not count.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Parts, TILE};
+use super::Parts;
 use crate::arena::{KvElement, KvHalf, KvLayer};
 use crate::matmul::{self, Bf16, F32};
 use crate::simd::{MAX_LANES, Simd};
@@ -105,7 +105,7 @@ unsafe fn turn_rows<S: Simd>(parts: &mut Parts<'_>, column: usize) {
             }
             S::transpose(&mut keys);
             for (at, keys) in keys.iter().enumerate().take(S::LANES) {
-                S::store(parts.k.as_mut_ptr().add((i + at) * TILE + column), *keys);
+                S::store(parts.k.as_mut_ptr().add(key_at::<S>(stride, i + at, column)), *keys);
             }
         }
     }
@@ -126,12 +126,19 @@ unsafe fn turn_pairs<S: Simd>(parts: &mut Parts<'_>, first: *const u8, token_byt
             }
             S::transpose(&mut pairs);
             for (at, pairs) in pairs.iter().enumerate().take(S::LANES) {
-                let to = parts.k.as_mut_ptr().add((i + 2 * at) * TILE + column);
+                let to = parts.k.as_mut_ptr().add(key_at::<S>(parts.stride, i + 2 * at, column));
                 S::store(to, S::low_bf16(*pairs));
-                S::store(to.add(TILE), S::high_bf16(*pairs));
+                S::store(to.add(2 * S::LANES), S::high_bf16(*pairs));
             }
         }
     }
+}
+
+/// Where element `e` of the keys from `column`, a multiple of LANES, on lies in `k`.
+#[inline(always)]
+fn key_at<S: Simd>(stride: usize, e: usize, column: usize) -> usize {
+    let (pair, half) = (column / (2 * S::LANES), column % (2 * S::LANES));
+    (pair * stride + e) * 2 * S::LANES + half
 }
 
 /// # Safety

@@ -7,8 +7,11 @@ use crate::simd::{MAX_LANES, Simd};
 
 /// Queries that go through a tile together: as many as whole sets of sums in registers serve.
 pub(super) const fn together(lanes: usize) -> usize {
-    if lanes == 16 { 16 } else { 12 }
+    if lanes == 16 { 16 } else { 24 }
 }
+
+/// The most that go together on any level.
+pub(super) const TOGETHER_MAX: usize = 24;
 
 /// Elements of a head whose products a loop adds at a time, a divisor of [`Simd::LANES`]: fewer instructions are spent on the loop.
 const AT_ONCE: usize = 4;
@@ -50,10 +53,11 @@ unsafe fn score_some<S: Simd, const Q: usize>(parts: &mut Parts<'_>, first: usiz
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; Q];
             let q = parts.q.as_ptr().add((first + i) * stride);
-            let k = parts.k.as_ptr().add(token);
+            let k = parts.k.as_ptr().add(token * stride);
             for start in (0..stride).step_by(AT_ONCE) {
                 for e in start..start + AT_ONCE {
-                    let k = [S::load(k.add(e * TILE)), S::load(k.add(e * TILE + S::LANES))];
+                    let k = k.add(e * 2 * S::LANES);
+                    let k = [S::load(k), S::load(k.add(S::LANES))];
                     for (at, sums) in sums.iter_mut().enumerate() {
                         let q = S::splat(*q.add(at * stride + e));
                         *sums = [S::mul_add(q, k[0], sums[0]), S::mul_add(q, k[1], sums[1])];

@@ -3,7 +3,7 @@
 //! ```text
 //! task   ─► some tiles of rows, of which a chunk of `k` stays in the second-level cache, times some columns
 //! part   ─► of `k`: a chunk of a segment
-//! panel  ─► of a few columns: widened once, in the order in which it is used (many/panel.rs)
+//! panels ─► of a few columns each: widened once, in the order in which they are used (many/panel.rs)
 //! tile   ─► times some vectors of rows, sums in registers (many/tile.rs)
 //! ```
 
@@ -22,7 +22,7 @@ use super::{Columns, WAITING};
 use crate::pool::SharedMut;
 use crate::simd::{Isa, MAX_LANES, Simd};
 pub(super) use gated::Gated;
-use panel::{Line, Panel};
+use panel::{Line, PANELS, Panels};
 pub(super) use tile::vectors;
 use tile::{Tile, columns};
 pub(super) use turn::{Turn, Turned};
@@ -51,7 +51,7 @@ pub(super) struct Scratch {
     sums: TaskSums,
     /// Of another product of the same rows.
     others: TaskSums,
-    panel: Panel,
+    panels: Panels,
 }
 
 /// `[waiting sum][tile of rows][column of the task][row]`; tiles have room for [`ROOM`] columns.
@@ -92,7 +92,7 @@ impl Columns<'_> {
     #[inline(always)]
     pub(super) unsafe fn many<S: Simd, E: Load>(&self, scratch: &mut Scratch, out: &SharedMut<'_, f32>) {
         // SAFETY: passed on.
-        let sums = unsafe { self.sums::<S, E>(&mut scratch.panel, &mut scratch.sums) };
+        let sums = unsafe { self.sums::<S, E>(&mut scratch.panels, &mut scratch.sums) };
         for tile in self.down.clone() {
             // SAFETY: sums of these rows and columns were written.
             unsafe { self.write::<S>(&self.tiles.rows(tile), sums.add(self.place(tile)), out) };
@@ -109,57 +109,64 @@ impl Columns<'_> {
     /// # Safety
     /// As [`Columns::many`].
     #[inline(always)]
-    unsafe fn sums<S: Simd, E: Load>(&self, panel: &mut Panel, sums: &mut TaskSums) -> *mut f32 {
+    unsafe fn sums<S: Simd, E: Load>(&self, panels: &mut Panels, sums: &mut TaskSums) -> *mut f32 {
         let level = self.place(self.down.end - 1) + self.tiles.rows(self.down.end - 1).len() * ROOM;
         let room = (WAITING * level / MAX_LANES).max(sums.0.len());
         sums.0.resize(room, Line::ZERO);
         let sums = Sums { start: sums.0.as_mut_ptr().cast(), level };
         let parts = self.x.parts();
         for (part, next_part) in parts.iter().zip(parts.iter().skip(1).map(Some).chain([None])) {
-            for column in self.columns.clone().step_by(columns(S::LANES)) {
+            let together = PANELS * columns(S::LANES);
+            for column in self.columns.clone().step_by(together) {
                 let weights = self.weights::<S, E>(column, part);
-                let next = match (column + columns(S::LANES), next_part) {
+                let next = match (column + together, next_part) {
                     (next, Some(part)) if next >= self.columns.end => self.weights::<S, E>(self.columns.start, part),
                     (next, _) => self.weights::<S, E>(next, part),
                 };
                 let ahead = Ahead::new(&next, E::SIZE, self.down.len() * S::LANES);
                 // SAFETY: rows and columns exist, and there is room for their sums.
                 unsafe {
-                    panel.fill::<S, E>(&weights);
-                    self.panel::<S>(part, column, panel.start(), &sums, ahead);
+                    let count = panels.fill::<S, E>(&weights);
+                    self.panels::<S>(part, column, (panels.start(), count), &sums, ahead);
                 }
             }
         }
         sums.start
     }
 
-    /// A panel, whose first column is `column`, times all rows.
+    /// Some panels, whose first column is `column`, times all rows.
     ///
     /// # Safety
-    /// The rows, the panel and the room for sums of the task exist. The CPU has `S`.
+    /// The rows, the panels and the room for sums of the task exist. The CPU has `S`.
     #[inline(always)]
-    unsafe fn panel<S: Simd>(&self, part: &Part, column: usize, panel: *const f32, sums: &Sums, mut ahead: Ahead) {
+    unsafe fn panels<S: Simd>(
+        &self,
+        part: &Part,
+        column: usize,
+        (weights, panels): (*const f32, usize),
+        sums: &Sums,
+        mut ahead: Ahead,
+    ) {
         let k = vectors_of_k(part.k.len(), S::LANES);
         for tile in self.down.clone() {
             let rows = self.tiles.rows(tile);
             let at = self.place(tile) + (column - self.columns.start) * rows.len();
-            let tile = Tile { x: self.x.tile(&rows, part.at), panel, k };
+            let tile = Tile { x: self.x.tile(&rows, part.at), panels, weights, k };
             // SAFETY: passed on.
             unsafe {
-                let sums = Sums { start: sums.start.add(at), ..*sums };
-                tile.add::<S>(rows.len() / S::LANES, part, &sums, &mut ahead);
+                tile.add::<S>(rows.len() / S::LANES, part, &sums.behind(at), &mut ahead);
             }
         }
     }
 
-    /// The weights of a panel's columns from `column` on, none if the task ends there.
+    /// The weights of some panels' columns from `column` on, none if the task ends there.
     #[inline(always)]
     fn weights<S: Simd, E: Load>(&self, column: usize, part: &Part) -> Weights {
         let start = (column * self.w.stride + part.k.start) * E::SIZE;
         Weights {
             start: self.w.bytes.as_ptr().wrapping_add(start),
             stride: self.w.stride * E::SIZE,
-            columns: columns(S::LANES).min(self.columns.end - column.min(self.columns.end)),
+            columns: (PANELS * columns(S::LANES)).min(self.columns.end - column.min(self.columns.end)),
             k: part.k.len(),
         }
     }
@@ -202,6 +209,16 @@ struct Sums {
 }
 
 impl Sums {
+    /// Those that lie so many floats further.
+    ///
+    /// # Safety
+    /// There are as many.
+    #[inline(always)]
+    unsafe fn behind(&self, floats: usize) -> Self {
+        // SAFETY: passed on.
+        Self { start: unsafe { self.start.add(floats) }, ..*self }
+    }
+
     /// Adds a chunk's sums to its segment's, and after the last one joins what waits for them.
     ///
     /// # Safety

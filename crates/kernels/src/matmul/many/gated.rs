@@ -23,11 +23,11 @@ impl Gated<'_> {
     /// As [`Columns::many`], for both; nobody else writes these rows and columns.
     #[inline(always)]
     pub(in super::super) unsafe fn run<S: Simd, E: Load>(&self, scratch: &mut Scratch) {
-        let Scratch { sums, others, panel } = scratch;
+        let Scratch { sums, others, panels } = scratch;
         let Self { gate, up, to } = self;
         // SAFETY: passed on; sums of a tile lie in one run, `[column][row]`.
         unsafe {
-            let (gates, ups) = (gate.sums::<S, E>(panel, sums), up.sums::<S, E>(panel, others));
+            let (gates, ups) = (gate.sums::<S, E>(panels, sums), up.sums::<S, E>(panels, others));
             for tile in gate.down.clone() {
                 let (rows, at) = (gate.tiles.rows(tile), gate.place(tile));
                 let slice =

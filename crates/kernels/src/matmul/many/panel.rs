@@ -22,23 +22,38 @@ impl Line {
 /// Floats from a vector of `k` to the next: room for the columns of any level.
 pub(super) const WIDTH: usize = 8;
 
-/// `[lane, in its turn][vector of k][column]`, padded with 0 to whole steps: what a lane's turn takes lies in one run, so that little
-/// has to stay in the first-level cache.
-pub(super) struct Panel(Box<[Line; CHUNK * WIDTH / MAX_LANES]>);
+/// Panels that meet a tile of rows together: what a lane's turn takes of them and of the rows stays in the first-level cache.
+pub(super) const PANELS: usize = 4;
 
-impl Default for Panel {
+/// `[lane, in its turn][panel][vector of k][column]`, padded with 0 to whole steps: what a lane's turn takes lies in one run.
+pub(super) struct Panels(Box<[Line; PANELS * CHUNK * WIDTH / MAX_LANES]>);
+
+impl Default for Panels {
     fn default() -> Self {
         Self(Box::new([Line::ZERO; _]))
     }
 }
 
-impl Panel {
-    /// Takes weights of a panel's columns, of which the last is repeated where there are fewer, and a chunk.
+impl Panels {
+    /// Takes weights of some columns, of which the last is repeated where a panel has fewer, and a chunk. Returns how many panels they
+    /// are.
     ///
     /// # Safety
-    /// They exist and are of type `E`. The CPU has `S`.
+    /// They exist and are of type `E`, and there are no more than [`PANELS`] take. The CPU has `S`.
     #[inline(always)]
-    pub(super) unsafe fn fill<S: Simd, E: Load>(&mut self, weights: &Weights) {
+    pub(super) unsafe fn fill<S: Simd, E: Load>(&mut self, weights: &Weights) -> usize {
+        let panels = weights.columns.div_ceil(columns(S::LANES));
+        for panel in 0..panels {
+            // SAFETY: passed on.
+            unsafe { self.fill_one::<S, E>(weights, panel, panels) };
+        }
+        panels
+    }
+
+    /// # Safety
+    /// As [`Panels::fill`].
+    #[inline(always)]
+    unsafe fn fill_one<S: Simd, E: Load>(&mut self, weights: &Weights, panel: usize, panels: usize) {
         let vectors = vectors_of_k(weights.k, S::LANES);
         // So many vectors of `k` fill the vectors of columns that they become.
         let together = S::LANES / WIDTH;
@@ -48,13 +63,15 @@ impl Panel {
                 let mut values = [S::splat(0.0); MAX_LANES];
                 for vector in 0..together {
                     for column in 0..columns(S::LANES) {
-                        values[vector * WIDTH + column] = weights.vector::<S, E>(column, first + vector);
+                        let of_all = panel * columns(S::LANES) + column;
+                        values[vector * WIDTH + column] = weights.vector::<S, E>(of_all, first + vector);
                     }
                 }
                 S::transpose(&mut values);
                 let to = self.0.as_mut_ptr().cast::<f32>();
                 for (lane, values) in values.iter().enumerate().take(S::LANES) {
-                    S::store(to.add((turn(S::LANES, lane) * vectors + first) * WIDTH), *values);
+                    let run = turn(S::LANES, lane) * panels + panel;
+                    S::store(to.add((run * vectors + first) * WIDTH), *values);
                 }
             }
         }
@@ -69,7 +86,7 @@ impl Weights {
     /// A vector of `k` of a column, widened.
     ///
     /// # Safety
-    /// As [`Panel::fill`].
+    /// As [`Panels::fill`].
     #[inline(always)]
     unsafe fn vector<S: Simd, E: Load>(&self, column: usize, vector: usize) -> S::V {
         let (half, step) = (vector % HALVES, HALVES * S::LANES);

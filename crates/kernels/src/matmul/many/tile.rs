@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 
 use super::super::inputs::{Part, STEP};
-use super::panel::WIDTH;
+use super::panel::{PANELS, WIDTH};
 use super::{Ahead, Sums};
 use crate::simd::{MAX_LANES, Simd};
 
@@ -36,14 +36,19 @@ pub(super) const fn turn(lanes: usize, lane: usize) -> usize {
 pub(super) struct Tile {
     /// `[lane, in its turn][vector of k][row]`
     pub(super) x: *const f32,
-    /// See [`super::panel::Panel`].
-    pub(super) panel: *const f32,
+    /// Of so many panels, at most [`PANELS`]; see [`super::panel::Panels`].
+    pub(super) panels: usize,
+    pub(super) weights: *const f32,
     /// Vectors of `k`: whole [`STEP`]s.
     pub(super) k: usize,
 }
 
+/// Sums of the lanes so far that wait for their neighbours, by level of the tree. Not zeros: the kilobytes of them that nobody reads would
+/// be written for each tile.
+type Waiting<T, const V: usize, const N: usize> = [[[MaybeUninit<T>; V]; N]; LEVELS];
+
 impl Tile {
-    /// Adds the sums over a chunk of `vectors` vectors of rows, at most [`vectors`] of them, and the columns of a panel to `sums`.
+    /// Adds the sums over a chunk of `vectors` vectors of rows, at most [`vectors`] of them, and the columns of the panels to `sums`.
     ///
     /// # Safety
     /// All three are as their fields say. The CPU has `S`.
@@ -52,55 +57,49 @@ impl Tile {
         // SAFETY: passed on.
         unsafe {
             match (S::LANES == 16, vectors) {
-                (true, 1) => sums.take::<S, 1, 8>(part, self.chunk::<S, 1, 8>(ahead)),
-                (true, 2) => sums.take::<S, 2, 8>(part, self.chunk::<S, 2, 8>(ahead)),
-                (true, _) => sums.take::<S, 3, 8>(part, self.chunk::<S, 3, 8>(ahead)),
-                (false, 1) => sums.take::<S, 1, 6>(part, self.chunk::<S, 1, 6>(ahead)),
-                (false, _) => sums.take::<S, 2, 6>(part, self.chunk::<S, 2, 6>(ahead)),
+                (true, 1) => self.chunk::<S, 1, 8>(part, sums, ahead),
+                (true, 2) => self.chunk::<S, 2, 8>(part, sums, ahead),
+                (true, _) => self.chunk::<S, 3, 8>(part, sums, ahead),
+                (false, 1) => self.chunk::<S, 1, 6>(part, sums, ahead),
+                (false, _) => self.chunk::<S, 2, 6>(part, sums, ahead),
             }
         }
     }
 
-    /// The sums of `V` vectors of rows and `N` columns.
+    /// The same of `V` vectors of rows and panels of `N` columns. What a lane's turn takes of the rows is used by all panels at once.
     ///
     /// # Safety
     /// As [`Tile::add`].
     #[inline(always)]
-    unsafe fn chunk<S: Simd, const V: usize, const N: usize>(&self, ahead: &mut Ahead) -> [[S::V; V]; N] {
-        // SAFETY: passed on; what a lane joins, lanes before it have written, as in any tree that is walked from the left.
+    unsafe fn chunk<S: Simd, const V: usize, const N: usize>(&self, part: &Part, sums: &Sums, ahead: &mut Ahead) {
+        // SAFETY: passed on; after the last lane the sum of all is at the root of the tree.
         unsafe {
-            // Not zeros: the kilobytes of them that nobody reads would be written for each tile.
-            let mut waiting = [[[MaybeUninit::<S::V>::uninit(); V]; N]; LEVELS];
-            let mut total = [[S::splat(0.0); V]; N];
+            let mut waiting = [[[[MaybeUninit::uninit(); V]; N]; LEVELS]; PANELS];
+            let waiting = &mut waiting[..self.panels];
             for lane in 0..S::LANES {
                 ahead.ask::<S>();
-                let mut sums = self.lane::<S, V, N>(lane);
-                let (place, joins) = (lane.count_ones() as usize, lane.trailing_ones() as usize);
-                for waiting in waiting[place - joins..place].iter().rev() {
-                    for (sum, waiting) in sums.as_flattened_mut().iter_mut().zip(waiting.as_flattened()) {
-                        *sum = S::add(waiting.assume_init(), *sum);
-                    }
+                for (panel, waiting) in waiting.iter_mut().enumerate() {
+                    join::<S, V, N>(lane, self.lane::<S, V, N>(lane, panel), waiting);
                 }
-                for (waiting, sum) in waiting[place - joins].as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-                    waiting.write(*sum);
-                }
-                total = sums;
             }
-            total
+            for (panel, waiting) in waiting.iter().enumerate() {
+                let total = waiting[0].map(|column| column.map(|sum| sum.assume_init()));
+                sums.behind(panel * N * V * S::LANES).take::<S, V, N>(part, total);
+            }
         }
     }
 
-    /// The sums of the lane whose turn it is.
+    /// The sums of a panel and the lane whose turn it is.
     ///
     /// # Safety
     /// As [`Tile::add`].
     #[inline(always)]
-    unsafe fn lane<S: Simd, const V: usize, const N: usize>(&self, index: usize) -> [[S::V; V]; N] {
+    unsafe fn lane<S: Simd, const V: usize, const N: usize>(&self, index: usize, panel: usize) -> [[S::V; V]; N] {
         // SAFETY: as many vectors and weights as the fields say.
         unsafe {
             let mut sums = [[S::splat(0.0); V]; N];
             let mut x = self.x.add(index * self.k * V * S::LANES);
-            let mut weights = self.panel.add(index * self.k * WIDTH);
+            let mut weights = self.weights.add((index * self.panels + panel) * self.k * WIDTH);
             // Several at a time: where a core is shared, what bounds this loop is how many instructions it has.
             let step = STEP / S::LANES;
             for _ in 0..self.k / step {
@@ -120,5 +119,27 @@ impl Tile {
             }
             sums
         }
+    }
+}
+
+/// Adds a lane's sums to those that wait for them.
+///
+/// # Safety
+/// Of the lanes before it every one was joined, in their turns, as in any tree that is walked from the left. The CPU has `S`.
+#[inline(always)]
+unsafe fn join<S: Simd, const V: usize, const N: usize>(
+    lane: usize,
+    mut sums: [[S::V; V]; N],
+    waiting: &mut Waiting<S::V, V, N>,
+) {
+    let (place, joins) = (lane.count_ones() as usize, lane.trailing_ones() as usize);
+    for waiting in waiting[place - joins..place].iter().rev() {
+        for (sum, waiting) in sums.as_flattened_mut().iter_mut().zip(waiting.as_flattened()) {
+            // SAFETY: the caller grants it.
+            *sum = unsafe { S::add(waiting.assume_init(), *sum) };
+        }
+    }
+    for (waiting, sum) in waiting[place - joins].as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+        waiting.write(*sum);
     }
 }
