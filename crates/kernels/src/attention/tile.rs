@@ -11,7 +11,10 @@ pub(super) const fn together(lanes: usize) -> usize {
 }
 
 /// The most that go together on any level.
-pub(super) const TOGETHER_MAX: usize = 24;
+pub(super) const TOGETHER_MAX: usize = {
+    let (widest, others) = (together(MAX_LANES), together(MAX_LANES / 2));
+    if widest > others { widest } else { others }
+};
 
 /// Elements of a head whose products a loop adds at a time, a divisor of [`Simd::LANES`]: fewer instructions are spent on the loop.
 const AT_ONCE: usize = 4;

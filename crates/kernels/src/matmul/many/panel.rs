@@ -39,7 +39,7 @@ impl Panels {
     /// are.
     ///
     /// # Safety
-    /// They exist and are of type `E`, and there are no more than [`PANELS`] take. The CPU has `S`.
+    /// They exist and are of type `E`, and are no more than [`PANELS`] panels take. The CPU has `S`.
     #[inline(always)]
     pub(super) unsafe fn fill<S: Simd, E: Load>(&mut self, weights: &Weights) -> usize {
         let panels = weights.columns.div_ceil(columns(S::LANES));

@@ -36,8 +36,9 @@ pub(super) const fn turn(lanes: usize, lane: usize) -> usize {
 pub(super) struct Tile {
     /// `[lane, in its turn][vector of k][row]`
     pub(super) x: *const f32,
-    /// Of so many panels, at most [`PANELS`]; see [`super::panel::Panels`].
+    /// At most [`PANELS`].
     pub(super) panels: usize,
+    /// Of all panels, see [`super::panel::Panels`].
     pub(super) weights: *const f32,
     /// Vectors of `k`: whole [`STEP`]s.
     pub(super) k: usize,
