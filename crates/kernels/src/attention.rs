@@ -70,8 +70,10 @@ pub fn attention(
         let Plan { queries, walks, sums } = plan;
         let sums = SharedMut::new(sums);
         let call = Call { shape, rows, layer, q, out: &out, queries, walks, sums: &sums };
+        // From the end, where most is seen: what the other threads wait for at last is short.
         pool.run(walks.len(), |index| {
-            SCRATCH.with_borrow_mut(|scratch| isa.run(Task { call: &call, walk: &walks[index], scratch }));
+            let walk = &walks[walks.len() - 1 - index];
+            SCRATCH.with_borrow_mut(|scratch| isa.run(Task { call: &call, walk, scratch }));
         });
         if walks.iter().any(|walk| walk.sums.is_some()) {
             pool.run(walks.len(), |first| isa.run(Join { call: &call, first }));
@@ -401,13 +403,19 @@ unsafe fn walk_span<S: Simd>(call: &Call<'_>, queries: &Queries, parts: &mut Par
             stored.load::<S>(parts, base, seen.clone());
             for first in (0..count).step_by(together(S::LANES)) {
                 let some = first..(first + together(S::LANES)).min(count);
-                score::<S>(parts, some.clone(), seen.end - base);
+                let last = queries.first + (some.end - 1) / group;
+                let end = seen.end.min(last + 1);
+                // None of them sees so far.
+                if end <= seen.start {
+                    continue;
+                }
+                score::<S>(parts, some.clone(), end - base);
                 weigh::<S>(parts, some.clone(), |query| {
                     let position = queries.first + query / group;
                     let from = seen_from(position, call.shape.window).max(base) - base;
                     from..(base + TILE).min(position + 1).saturating_sub(base)
                 });
-                add_values::<S>(parts, some, seen.start - base..seen.end - base);
+                add_values::<S>(parts, some, seen.start - base..end - base);
             }
         }
     }

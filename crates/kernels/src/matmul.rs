@@ -62,7 +62,7 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Inputs, w: &WeightView<'_>, bias: Optio
     }
     let tiles = Tiles::of(isa, x.rows());
     let (groups, share) = if tiles.many() {
-        (many::groups(isa, x, tiles), many::share(w.rows, pool.threads(), 1))
+        (many::groups(isa, x, tiles), many::share(isa, w.rows, pool.threads(), 1))
     } else {
         // Few tasks, so that each reads one long run of memory.
         (1, w.rows.div_ceil(pool.threads()))

@@ -37,7 +37,7 @@ pub fn gated_matmul(
         assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias of another product");
     }
     let to = to.turned(isa, element, segments, x.rows());
-    let (groups, share) = (many::groups(isa, x, tiles), many::share(weights.rows, pool.threads(), 2));
+    let (groups, share) = (many::groups(isa, x, tiles), many::share(isa, weights.rows, pool.threads(), 2));
     let shares = weights.rows.div_ceil(share);
     pool.run(groups * shares, |task| {
         let columns = |Projection { weights, bias }| Columns {

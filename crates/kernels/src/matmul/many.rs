@@ -37,7 +37,7 @@ const BLOCK: usize = 512;
 const ROOM: usize = BLOCK + COLUMNS_MAX;
 
 /// Tasks of a thread for each group of rows, if there are columns enough: threads are not equally fast.
-const TASKS: usize = 2;
+const TASKS: usize = 4;
 
 /// Columns of a tile, whatever the level.
 const COLUMNS_MAX: usize = columns(MAX_LANES);
@@ -75,9 +75,11 @@ pub(super) fn groups(isa: Isa, x: &Inputs, tiles: Tiles) -> usize {
     tiles.count.div_ceil((GROUP / bytes.max(1)).max(1))
 }
 
-/// Columns of each of `products` that a task takes: so few that every thread has some tasks.
-pub(super) fn share(columns: usize, threads: usize, products: usize) -> usize {
-    columns.div_ceil(threads * TASKS).next_multiple_of(MAX_LANES).min(BLOCK / products)
+/// Columns of each of `products` that a task takes: so few that every thread has some tasks, and whole panels.
+pub(super) fn share(isa: Isa, columns: usize, threads: usize, products: usize) -> usize {
+    let together = PANELS * tile::columns(isa.lanes());
+    let most = BLOCK / products / together * together;
+    columns.div_ceil(threads * TASKS).next_multiple_of(together).min(most)
 }
 
 /// Vectors of so many values of `k`, padded to whole steps.

@@ -73,19 +73,24 @@ impl Tile {
     /// As [`Tile::add`].
     #[inline(always)]
     unsafe fn chunk<S: Simd, const V: usize, const N: usize>(&self, part: &Part, sums: &Sums, ahead: &mut Ahead) {
-        // SAFETY: passed on; after the last lane the sum of all is at the root of the tree.
+        // SAFETY: passed on; after the last lane nothing waits, and its sums are those of all lanes.
         unsafe {
             let mut waiting = [[[[MaybeUninit::uninit(); V]; N]; LEVELS]; PANELS];
             let waiting = &mut waiting[..self.panels];
             for lane in 0..S::LANES {
                 ahead.ask::<S>();
+                let place = (lane.count_ones() - lane.trailing_ones()) as usize;
                 for (panel, waiting) in waiting.iter_mut().enumerate() {
-                    join::<S, V, N>(lane, self.lane::<S, V, N>(lane, panel), waiting);
+                    let joined = join::<S, V, N>(lane, self.lane::<S, V, N>(lane, panel), waiting);
+                    if lane + 1 == S::LANES {
+                        sums.behind(panel * N * V * S::LANES).take::<S, V, N>(part, joined);
+                    } else {
+                        let joined = joined.as_flattened().iter();
+                        waiting[place].as_flattened_mut().iter_mut().zip(joined).for_each(|(waiting, sum)| {
+                            waiting.write(*sum);
+                        });
+                    }
                 }
-            }
-            for (panel, waiting) in waiting.iter().enumerate() {
-                let total = waiting[0].map(|column| column.map(|sum| sum.assume_init()));
-                sums.behind(panel * N * V * S::LANES).take::<S, V, N>(part, total);
             }
         }
     }
@@ -123,7 +128,7 @@ impl Tile {
     }
 }
 
-/// Adds a lane's sums to those that wait for them.
+/// A lane's sums, to which those that wait for them were added.
 ///
 /// # Safety
 /// Of the lanes before it every one was joined, in their turns, as in any tree that is walked from the left. The CPU has `S`.
@@ -131,8 +136,8 @@ impl Tile {
 unsafe fn join<S: Simd, const V: usize, const N: usize>(
     lane: usize,
     mut sums: [[S::V; V]; N],
-    waiting: &mut Waiting<S::V, V, N>,
-) {
+    waiting: &Waiting<S::V, V, N>,
+) -> [[S::V; V]; N] {
     let (place, joins) = (lane.count_ones() as usize, lane.trailing_ones() as usize);
     for waiting in waiting[place - joins..place].iter().rev() {
         for (sum, waiting) in sums.as_flattened_mut().iter_mut().zip(waiting.as_flattened()) {
@@ -140,7 +145,5 @@ unsafe fn join<S: Simd, const V: usize, const N: usize>(
             *sum = unsafe { S::add(waiting.assume_init(), *sum) };
         }
     }
-    for (waiting, sum) in waiting[place - joins].as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-        waiting.write(*sum);
-    }
+    sums
 }
