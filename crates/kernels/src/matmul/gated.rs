@@ -17,7 +17,7 @@ pub struct Projection<'a, W> {
 
 /// Fills `to`, as [`Inputs::fill`] does for weights of type `element` and `segments`, with `silu(x * gate^T) * (x * up^T)`, biases added
 /// to both products: the bits of [`super::matmul`] and [`crate::silu_mul`]. False, and nothing is done, where that gains nothing: for few
-/// rows, where products go by tile registers, and if the weights are of two types. Panics if the shapes do not agree.
+/// rows, and if the weights are of two types. Panics if the shapes do not agree.
 pub fn gated_matmul(
     isa: Isa,
     pool: &Pool,
@@ -28,13 +28,17 @@ pub fn gated_matmul(
 ) -> bool {
     let (weights, tiles) = (gate.weights, Tiles::of(isa, x.rows()));
     let same = weights.element == up.weights.element;
-    if !tiles.many() || !same || by_tiles(isa, weights.element) || by_tiles(isa, element) {
+    let tiled = [weights.element, element].map(|element| by_tiles(isa, element));
+    if !same || tiled[0] != tiled[1] || !tiled[0] && !tiles.many() {
         return false;
     }
     for Projection { weights: w, bias } in [gate, up] {
         assert!(x.fit(isa, w.element, w.cols), "inputs of another product");
         assert!(w.rows == segments.len(), "{} outputs for {} inputs", w.rows, segments.len());
         assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias of another product");
+    }
+    if tiled[0] {
+        return to.gated_by_tiles(isa, pool, x, [gate, up], segments);
     }
     let to = to.turned(isa, element, segments, x.rows());
     let (groups, share) = (many::groups(isa, x, tiles), many::share(isa, weights.rows, pool.threads(), 2));

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::by_tiles;
 use super::many::{Turn, Turned, vectors};
 use super::segments::{Segments, TreeStep};
 use super::tile::rows_max;
-use super::tiled::TiledInputs;
-use super::weight::Element;
+use super::tiled::{self, TiledInputs};
+use super::weight::{Element, WeightView};
+use super::{Projection, by_tiles};
 use crate::simd::{Isa, Kernel, MAX_LANES, Simd};
 use crate::{Pool, pool::SharedMut};
 
@@ -111,6 +111,22 @@ impl Inputs {
         let layout = Layout { isa, segments: *segments, interleaved: element.interleaved() };
         self.make_room(layout, rows);
         Turned { layout, parts: &self.parts, values: SharedMut::new(&mut self.values[self.start..]) }
+    }
+
+    /// As [`super::gated_matmul`], where products go by tile registers.
+    pub(super) fn gated_by_tiles(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        x: &Inputs,
+        projections: [Projection<'_, WeightView<'_>>; 2],
+        segments: &Segments,
+    ) -> bool {
+        let done = tiled::gated(isa, pool, &x.tiled, projections, segments, &mut self.tiled);
+        if done {
+            (self.rows, self.layout) = (x.rows, None);
+        }
+        done
     }
 
     pub(super) fn rows(&self) -> usize {

@@ -9,11 +9,13 @@
 //! task        ─► a run of columns (rows of `w`)
 //! group       ─► tiles of x that stay in the second-level cache while the task's weights pass
 //! block       ─► 32 rows of `w`, read once per group, times two tiles of x at a time (block.rs)
+//!              ─► gate and up of an MLP at once, into the TiledInputs of what follows (gated.rs)
 //! ```
 
 #![expect(unsafe_code, reason = "tiles, and disjoint writes from several threads")]
 
 mod block;
+mod gated;
 mod inputs;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ mod trial;
 
 use std::ops::Range;
 
+pub(super) use gated::gated;
 pub(super) use inputs::TiledInputs;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use trial::sums_are_right;
@@ -49,12 +52,16 @@ pub(super) fn matmul(
     bias: Option<&[f32]>,
     out: &SharedMut<'_, f32>,
 ) {
-    // Few tasks, so that each reads one long run of memory; and whole tiles.
-    let share = w.rows.div_ceil(pool.threads()).next_multiple_of(SIDE);
+    let share = share(w.rows, pool.threads());
     pool.run(w.rows.div_ceil(share), |task| {
         let columns = task * share..((task + 1) * share).min(w.rows);
         tiles::run(isa, Columns { x, w, bias, columns, out });
     });
+}
+
+/// Columns of a task: few tasks, so that each reads one long run of memory; and whole tiles.
+fn share(columns: usize, threads: usize) -> usize {
+    columns.div_ceil(threads).next_multiple_of(SIDE)
 }
 
 /// All rows of `x` times some columns (rows of `w`); one thread's task.
@@ -67,31 +74,22 @@ struct Columns<'a> {
     out: &'a SharedMut<'a, f32>,
 }
 
-/// What a thread works with beside the tiles.
-struct Room {
-    /// `[waiting sum][weights][inputs][row of weights][row of inputs]`
-    sums: [[f32; SUMS * AREA]; WAITING],
-    /// The rest of each segment of a block's weights, see [`Block::rest`].
-    rests: [[[u8; ROW_BYTES]; ROWS]; SEGMENTS],
-}
-
 impl TileKernel for Columns<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd, T: Tiles>(self) {
-        let room = &mut Room { sums: [[0.0; SUMS * AREA]; WAITING], rests: [[[0; ROW_BYTES]; ROWS]; SEGMENTS] };
+        let room = &mut Room::new();
         // SAFETY: tiles exist where `T` does; `matmul` has checked the shapes.
         unsafe {
-            let mut tiles = T::configure(&shapes(self.tile_rows(), self.x.columns())).expect("a level with tiles");
-            let group = (GROUP / self.x.tile_bytes().max(1)).next_multiple_of(2).max(2);
-            for first in (0..self.x.tiles()).step_by(group) {
-                let group = first..(first + group).min(self.x.tiles());
+            let mut tiles = T::configure(&shapes(tile_rows(self.w), self.x.columns())).expect("a level with tiles");
+            for group in self.x.groups() {
                 for start in self.columns.clone().step_by(ROWS) {
-                    let columns = start..(start + ROWS).min(self.columns.end);
+                    let block = |start: usize| start..(start + ROWS).min(self.columns.end);
+                    let (columns, next) = (block(start), block(start + ROWS));
                     match columns.len() {
-                        ..=SIDE => self.block::<S, T, 1>(&columns, &group, &mut tiles, room),
-                        _ => self.block::<S, T, 2>(&columns, &group, &mut tiles, room),
+                        ..=SIDE => self.block::<S, T, 1>(&columns, &next, &group, &mut tiles, room),
+                        _ => self.block::<S, T, 2>(&columns, &next, &group, &mut tiles, room),
                     }
                 }
             }
@@ -100,21 +98,6 @@ impl TileKernel for Columns<'_> {
 }
 
 impl Columns<'_> {
-    /// Rows of a tile of weights.
-    fn tile_rows(&self) -> usize {
-        self.w.rows.min(SIDE)
-    }
-
-    /// The first rows of the tiles that hold these columns: the last ones may hold others, too, so that all tiles are whole.
-    fn tops<const W: usize>(&self, columns: &Range<usize>) -> [usize; W] {
-        std::array::from_fn(|tile| (columns.start + tile * SIDE).min(self.w.rows - self.tile_rows()))
-    }
-
-    /// Where the values from `k` on of a row of weights lie.
-    fn row(&self, row: usize, k: usize) -> *const u8 {
-        self.w.bytes.as_ptr().wrapping_add((row * self.w.stride + k) * self.w.element.size())
-    }
-
     /// A group of tiles of rows times at most `W` tiles of columns.
     ///
     /// # Safety
@@ -123,64 +106,145 @@ impl Columns<'_> {
     unsafe fn block<S: Simd, T: Tiles, const W: usize>(
         &self,
         columns: &Range<usize>,
+        next: &Range<usize>,
         group: &Range<usize>,
         tiles: &mut T,
         room: &mut Room,
     ) {
+        let rows = |start| std::array::from_fn(|tile| Rows::of(self.w, start + tile * SIDE));
+        let next = (!next.is_empty()).then(|| rows(next.start));
+        let weights = Weights::<W> { x: self.x, rows: rows(columns.start), next };
+        // SAFETY: passed on.
+        unsafe { weights.times::<S, T, _>(group, &Outputs { task: self, columns: columns.clone() }, tiles, room) };
+    }
+}
+
+/// Rows of weights in a tile.
+fn tile_rows(w: &WeightView<'_>) -> usize {
+    w.rows.min(SIDE)
+}
+
+/// The rows of weights of a tile.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    w: &'a WeightView<'a>,
+    /// The first.
+    top: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows from `start` on. The last ones come with others before them, so that all tiles are whole.
+    fn of(w: &'a WeightView<'a>, start: usize) -> Self {
+        Self { w, top: start.min(w.rows - tile_rows(w)) }
+    }
+
+    /// Where the values from `k` on of a row lie, counted from the first.
+    fn at(&self, row: usize, k: usize) -> *const u8 {
+        self.w.bytes.as_ptr().wrapping_add(((self.top + row) * self.w.stride + k) * self.w.element.size())
+    }
+
+    /// Bytes from one row to the next.
+    fn stride(&self) -> usize {
+        self.w.stride * self.w.element.size()
+    }
+}
+
+/// What becomes of the sums of some tiles.
+trait Finish<const W: usize> {
+    /// Takes `[weights][inputs][row of weights][row of inputs]` of the tiles of inputs from `x` on.
+    ///
+    /// # Safety
+    /// The tiles exist, and no other task has these. The CPU has `S`.
+    unsafe fn finish<S: Simd, const X: usize>(&self, x: usize, sums: &mut [f32; SUMS * AREA]);
+}
+
+/// What a thread works with beside the tiles.
+struct Room {
+    /// `[waiting sum][weights][inputs][row of weights][row of inputs]`
+    sums: [[f32; SUMS * AREA]; WAITING],
+    /// The rest of each segment of a block's weights, see [`Block::rest`].
+    rests: [[[u8; ROW_BYTES]; ROWS]; SEGMENTS],
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { sums: [[0.0; SUMS * AREA]; WAITING], rests: [[[0; ROW_BYTES]; ROWS]; SEGMENTS] }
+    }
+}
+
+/// Tiles of weights, of matrices with the same stride.
+struct Weights<'a, const W: usize> {
+    x: &'a TiledInputs,
+    rows: [Rows<'a>; W],
+    /// Those that come after them, if any.
+    next: Option<[Rows<'a>; W]>,
+}
+
+impl<const W: usize> Weights<'_, W> {
+    /// Times a group of tiles of rows of inputs.
+    ///
+    /// # Safety
+    /// The tiles exist, and `tiles` are configured for them. The CPU has `S`. As [`Finish::finish`].
+    #[inline(always)]
+    unsafe fn times<S: Simd, T: Tiles, F: Finish<W>>(
+        &self,
+        group: &Range<usize>,
+        to: &F,
+        tiles: &mut T,
+        room: &mut Room,
+    ) {
         let pairs = group.len().div_ceil(2);
-        let next = (columns.end..self.columns.end).len().min(ROWS);
-        self.copy_rests::<W>(columns, &mut room.rests);
+        self.copy_rests(&mut room.rests);
         for (index, x) in group.clone().step_by(2).enumerate() {
             // Each pair asks for its share of the next block.
-            let ahead = columns.end + next * index / pairs..columns.end + next * (index + 1) / pairs;
+            let ahead = W * SIDE * index / pairs..W * SIDE * (index + 1) / pairs;
             // SAFETY: so many tiles are left.
             unsafe {
                 match group.end - x {
-                    1 => self.pair::<S, T, W, 1>(columns, x, ahead, tiles, room),
-                    _ => self.pair::<S, T, W, 2>(columns, x, ahead, tiles, room),
+                    1 => self.pair::<S, T, F, 1>(x, ahead, to, tiles, room),
+                    _ => self.pair::<S, T, F, 2>(x, ahead, to, tiles, room),
                 }
             }
         }
     }
 
     /// Copies what whole steps leave of each segment, so that nothing beyond it is read.
-    fn copy_rests<const W: usize>(&self, columns: &Range<usize>, rests: &mut [[[u8; ROW_BYTES]; ROWS]; SEGMENTS]) {
-        let size = self.w.element.size();
+    fn copy_rests(&self, rests: &mut [[[u8; ROW_BYTES]; ROWS]; SEGMENTS]) {
         for (part, rests) in self.x.parts().zip(rests).filter(|(part, _)| !part.k.len().is_multiple_of(DEPTH)) {
-            let bytes = part.k.len() % DEPTH * size;
-            for (top, rests) in self.tops::<W>(columns).into_iter().zip(rests.chunks_exact_mut(SIDE)) {
-                for (row, rest) in (top..top + self.tile_rows()).zip(rests) {
-                    let end = (row * self.w.stride + part.k.end) * size;
-                    rest[..bytes].copy_from_slice(&self.w.bytes[end - bytes..end]);
+            for (Rows { w, top }, rests) in self.rows.into_iter().zip(rests.chunks_exact_mut(SIDE)) {
+                let (size, rows) = (w.element.size(), top..top + tile_rows(w));
+                let bytes = part.k.len() % DEPTH * size;
+                for (row, rest) in rows.zip(rests) {
+                    let end = (row * w.stride + part.k.end) * size;
+                    rest[..bytes].copy_from_slice(&w.bytes[end - bytes..end]);
                 }
             }
         }
     }
 
-    /// `W` tiles of columns times `X` tiles of rows from `x` on: sums every segment and joins them, and writes the outputs.
+    /// `X` tiles of inputs from `x` on: sums every segment and joins them.
     ///
     /// # Safety
-    /// As [`Columns::block`]; `room` holds the rests.
+    /// As [`Weights::times`]; `room` holds the rests.
     #[inline(always)]
-    unsafe fn pair<S: Simd, T: Tiles, const W: usize, const X: usize>(
+    unsafe fn pair<S: Simd, T: Tiles, F: Finish<W>, const X: usize>(
         &self,
-        columns: &Range<usize>,
         x: usize,
         ahead: Range<usize>,
+        to: &F,
         tiles: &mut T,
         room: &mut Room,
     ) {
-        let w_stride = self.w.stride * self.w.element.size();
         for (part, rests) in self.x.parts().zip(&room.rests) {
             let Part { k, at, step } = part;
             let block = Block::<W, X> {
-                w: self.tops::<W>(columns).map(|top| self.row(top, k.start)),
-                w_stride,
+                w: self.rows.map(|rows| rows.at(0, k.start)),
+                w_stride: self.rows[0].stride(),
                 steps: k.len() / DEPTH,
                 rest: (!k.len().is_multiple_of(DEPTH)).then(|| std::array::from_fn(|tile| rests[tile * SIDE].as_ptr())),
                 x: std::array::from_fn(|tile| self.x.tile(x + tile, at)),
                 columns: self.x.columns(),
-                ahead: Ahead { from: self.row(ahead.start, k.start), stride: w_stride, rows: ahead.len() },
+                ahead: self.ahead(&ahead, k.start),
             };
             // SAFETY: the tiles of weights are rows that exist, the tiles of inputs are padded to whole steps.
             unsafe { block.sums::<S, T>(tiles, room.sums[step.place].as_mut_ptr()) };
@@ -190,33 +254,45 @@ impl Columns<'_> {
                 left[place][..all].iter_mut().zip(&right[0][..all]).for_each(|(left, right)| *left += right);
             }
         }
-        // SAFETY: the columns and rows exist.
-        unsafe { self.finish::<S, W, X>(columns, x, &room.sums[0]) };
+        // SAFETY: passed on.
+        unsafe { to.finish::<S, X>(x, &mut room.sums[0]) };
     }
 
-    /// Writes the outputs.
-    ///
-    /// # Safety
-    /// As [`Columns::pair`].
+    /// Some rows of the next tiles, counted through all of them: those that are of one tile.
+    fn ahead(&self, rows: &Range<usize>, k: usize) -> Ahead {
+        let (tile, first) = (rows.start / SIDE, rows.start % SIDE);
+        match self.next.and_then(|next| next.get(tile).copied()) {
+            Some(next) => {
+                let rows = rows.len().min(tile_rows(next.w).saturating_sub(first));
+                Ahead { from: next.at(first, k), stride: next.stride(), rows }
+            }
+            None => Ahead { from: std::ptr::null(), stride: 0, rows: 0 },
+        }
+    }
+}
+
+/// Some columns of a task, and where their sums go.
+struct Outputs<'a> {
+    task: &'a Columns<'a>,
+    columns: Range<usize>,
+}
+
+impl<const W: usize> Finish<W> for Outputs<'_> {
     #[inline(always)]
-    unsafe fn finish<S: Simd, const W: usize, const X: usize>(
-        &self,
-        columns: &Range<usize>,
-        x: usize,
-        sums: &[f32; SUMS * AREA],
-    ) {
-        for (index, top) in self.tops::<W>(columns).into_iter().enumerate() {
-            let start = columns.start + index * SIDE;
-            let owned = start..(start + SIDE).min(columns.end);
-            let bias = self.bias.map(|bias| &bias[owned.clone()]);
+    unsafe fn finish<S: Simd, const X: usize>(&self, x: usize, sums: &mut [f32; SUMS * AREA]) {
+        let Columns { x: inputs, w, bias, out, .. } = self.task;
+        for index in 0..W {
+            let start = self.columns.start + index * SIDE;
+            let owned = start..(start + SIDE).min(self.columns.end);
+            let top = Rows::of(w, start).top;
+            let bias = bias.map(|bias| &bias[owned.clone()]);
             for tile in 0..X {
                 let from = &sums[(index * X + tile) * AREA..][..AREA];
                 // SAFETY: passed on.
                 let turned = unsafe { turned::<S>(from) };
-                let first = (x + tile) * self.x.columns();
-                for (row, sums) in (first..self.x.rows().min(first + self.x.columns())).zip(&turned) {
+                for (row, sums) in inputs.rows_of(x + tile).zip(&turned) {
                     // SAFETY: the output row has `w.rows` columns, of which this task owns these.
-                    let out = unsafe { self.out.slice(row * self.w.rows + start, owned.len()) };
+                    let out = unsafe { out.slice(row * w.rows + start, owned.len()) };
                     write(out, &sums[start - top..], bias);
                 }
             }

@@ -2,7 +2,10 @@
 
 #![expect(unsafe_code, reason = "disjoint writes from several threads")]
 
+use std::ops::Range;
+
 use super::super::segments::{Segments, TreeStep};
+use super::GROUP;
 use super::block::DEPTH;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::tiles::SIDE;
@@ -28,7 +31,7 @@ pub(in super::super) struct TiledInputs {
 /// A segment as the tiles read it.
 pub(super) struct Part {
     /// Of the weights' rows.
-    pub(super) k: std::ops::Range<usize>,
+    pub(super) k: Range<usize>,
     /// Values of a padded row before it.
     pub(super) at: usize,
     pub(super) step: TreeStep,
@@ -37,13 +40,9 @@ pub(super) struct Part {
 impl TiledInputs {
     /// Takes `x`, `[rows][k]`.
     pub(in super::super) fn fill(&mut self, isa: Isa, pool: &Pool, segments: &Segments, x: &[f32]) {
-        let (width, padded) = (segments.len(), padded(segments));
-        self.rows = x.len() / width;
-        self.segments = Some(*segments);
-        let (tiles, columns) = (self.tiles(), self.columns());
-        let tile = padded / 2 * columns;
-        self.pairs.resize(tiles * tile + LINE, 0);
-        self.start = self.pairs.as_ptr().align_offset(4 * LINE).min(LINE);
+        let width = segments.len();
+        self.make_room(segments, x.len() / width);
+        let (tiles, columns, tile) = (self.tiles(), self.columns(), self.tile_bytes() / size_of::<u32>());
         let pairs = SharedMut::new(&mut self.pairs[self.start..]);
         let share = if x.len() < FEW { tiles } else { tiles.div_ceil(pool.threads()) }.max(1);
         pool.run(tiles.div_ceil(share), |task| {
@@ -54,6 +53,29 @@ impl TiledInputs {
                 isa.run(LayOut { x: &x[rows.start * width..rows.end * width], segments, columns, to });
             }
         });
+    }
+
+    /// For so many rows, whose values are to be written.
+    fn make_room(&mut self, segments: &Segments, rows: usize) {
+        self.rows = rows;
+        self.segments = Some(*segments);
+        self.pairs.resize(self.tiles() * self.tile_bytes() / size_of::<u32>() + LINE, 0);
+        self.start = self.pairs.as_ptr().align_offset(4 * LINE).min(LINE);
+    }
+
+    /// As [`TiledInputs::fill`], but the values of so many rows come later, by pairs.
+    pub(super) fn pairs(&mut self, segments: &Segments, rows: usize) -> Pairs<'_> {
+        self.make_room(segments, rows);
+        let (columns, tile) = (self.columns(), self.tile_bytes() / size_of::<u32>());
+        for tile in self.pairs[self.start..].chunks_exact_mut(tile.max(1)).take(rows.div_ceil(SIDE)) {
+            let mut at = 0;
+            for k in segments.ranges() {
+                let end = at + k.len().next_multiple_of(DEPTH);
+                tile[(at + k.len()) / 2 * columns..end / 2 * columns].fill(0);
+                at = end;
+            }
+        }
+        Pairs { columns, tile, segments: *segments, values: SharedMut::new(&mut self.pairs[self.start..]) }
     }
 
     /// Nothing is laid out.
@@ -80,6 +102,18 @@ impl TiledInputs {
         self.rows.div_ceil(self.tiles().max(1))
     }
 
+    /// The rows of a tile.
+    pub(super) fn rows_of(&self, tile: usize) -> Range<usize> {
+        let columns = self.columns();
+        tile * columns..self.rows.min((tile + 1) * columns)
+    }
+
+    /// Groups of tiles that stay in the second-level cache.
+    pub(super) fn groups(&self) -> impl Iterator<Item = Range<usize>> {
+        let (tiles, group) = (self.tiles(), (GROUP / self.tile_bytes().max(1)).next_multiple_of(2).max(2));
+        (0..tiles).step_by(group).map(move |first| first..(first + group).min(tiles))
+    }
+
     /// Bytes of a tile along all of `k`.
     pub(super) fn tile_bytes(&self) -> usize {
         self.segments.map_or(0, |segments| padded(&segments) / 2 * self.columns() * size_of::<u32>())
@@ -100,6 +134,39 @@ impl TiledInputs {
             next += k.len().next_multiple_of(DEPTH);
             Part { k, at, step }
         })
+    }
+}
+
+/// Inputs that are written as they come to be, two neighbouring values of a tile's rows at a time.
+pub(super) struct Pairs<'a> {
+    /// Rows of a tile, and pairs.
+    columns: usize,
+    tile: usize,
+    segments: Segments,
+    values: SharedMut<'a, u32>,
+}
+
+impl Pairs<'_> {
+    /// Whether no pair lies in two segments.
+    pub(super) fn are_whole(segments: &Segments) -> bool {
+        segments.ranges().all(|k| k.start.is_multiple_of(2))
+    }
+
+    /// Takes the values at `k`, which is even, and after it of the rows of a tile; there are none after the last.
+    ///
+    /// # Safety
+    /// Pairs are whole, the tile exists, and nobody else writes these.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, tile: usize, k: usize, low: &[f32; SIDE], high: &[f32; SIDE]) {
+        let before = self.segments.ranges().take_while(|part| part.end <= k);
+        let (padded, plain) =
+            before.fold((0, 0), |(padded, _), part| (padded + part.len().next_multiple_of(DEPTH), part.end));
+        let start = tile * self.tile + (padded + k - plain) / 2 * self.columns;
+        // SAFETY: the caller grants it.
+        let to = unsafe { self.values.slice(start, self.columns) };
+        for ((to, low), high) in to.iter_mut().zip(low).zip(high) {
+            *to = rounded(*high) << 16 | rounded(*low);
+        }
     }
 }
 
