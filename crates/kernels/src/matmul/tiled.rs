@@ -196,8 +196,8 @@ impl<const W: usize> Weights<'_, W> {
         let pairs = group.len().div_ceil(2);
         self.copy_rests(&mut room.rests);
         for (index, x) in group.clone().step_by(2).enumerate() {
-            // Each pair asks for its share of the next block.
-            let ahead = W * SIDE * index / pairs..W * SIDE * (index + 1) / pairs;
+            // Each pair asks for its share of the next tiles.
+            let ahead = SIDE * index / pairs..SIDE * (index + 1) / pairs;
             // SAFETY: so many tiles are left.
             unsafe {
                 match group.end - x {
@@ -258,16 +258,10 @@ impl<const W: usize> Weights<'_, W> {
         unsafe { to.finish::<S, X>(x, &mut room.sums[0]) };
     }
 
-    /// Some rows of the next tiles, counted through all of them: those that are of one tile.
-    fn ahead(&self, rows: &Range<usize>, k: usize) -> Ahead {
-        let (tile, first) = (rows.start / SIDE, rows.start % SIDE);
-        match self.next.and_then(|next| next.get(tile).copied()) {
-            Some(next) => {
-                let rows = rows.len().min(tile_rows(next.w).saturating_sub(first));
-                Ahead { from: next.at(first, k), stride: next.stride(), rows }
-            }
-            None => Ahead { from: std::ptr::null(), stride: 0, rows: 0 },
-        }
+    /// Some rows of each of the next tiles.
+    fn ahead(&self, rows: &Range<usize>, k: usize) -> [Ahead; W] {
+        let of = |next: Rows<'_>| Ahead { from: next.at(rows.start, k), stride: next.stride(), rows: rows.len() };
+        self.next.map_or([Ahead::NOTHING; W], |next| next.map(of))
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Block<const W: usize, const X: usize> {
     /// `[pair of k][column]` of each tile, padded with 0 to whole steps.
     pub(super) x: [*const u8; X],
     pub(super) columns: usize,
-    pub(super) ahead: Ahead,
+    pub(super) ahead: [Ahead; W],
 }
 
 /// Rows whose memory is asked for, a line per step.
@@ -48,6 +48,10 @@ pub(super) struct Ahead {
     pub(super) from: *const u8,
     pub(super) stride: usize,
     pub(super) rows: usize,
+}
+
+impl Ahead {
+    pub(super) const NOTHING: Self = Self { from: std::ptr::null(), stride: 0, rows: 0 };
 }
 
 impl<const WS: usize, const XS: usize> Block<WS, XS> {
@@ -64,8 +68,10 @@ impl<const WS: usize, const XS: usize> Block<WS, XS> {
             tiles.zero::<2>();
             tiles.zero::<3>();
             for step in 0..self.steps {
-                for row in 0..self.ahead.rows {
-                    S::prefetch(self.ahead.from.wrapping_add(row * self.ahead.stride + step * ROW_BYTES));
+                for ahead in &self.ahead {
+                    for row in 0..ahead.rows {
+                        S::prefetch(ahead.from.wrapping_add(row * ahead.stride + step * ROW_BYTES));
+                    }
                 }
                 self.step(tiles, self.w.map(|w| w.add(step * ROW_BYTES)), self.w_stride, step);
             }

@@ -99,7 +99,7 @@ impl Trial {
             rest: Some(rests.each_ref().map(|rest| rest.as_ptr().cast())),
             x: x.each_ref().map(|x| x.as_ptr().cast()),
             columns,
-            ahead: Ahead { from: std::ptr::null(), stride: 0, rows: 0 },
+            ahead: [Ahead::NOTHING; W],
         };
         // SAFETY: tiles exist only where they may be used; rows, rests and pairs are as long as the steps.
         unsafe {
