@@ -208,7 +208,8 @@ fn gated_products_have_the_bits_of_single_ones() {
     let (hidden, pool) = (40, Pool::new("test", 2).unwrap());
     let kinds = ELEMENTS.into_iter().flat_map(|element| ELEMENTS.map(|next| (element, next)));
     for ((element, next), (m, width, ranks)) in kinds.flat_map(|kinds| {
-        [(48, 72, 1), (63, 1500, 2), (250, 1100, 8), (9, 72, 1), (65, 72, 1), (17, 271, 8)].map(|shape| (kinds, shape))
+        [(48, 72, 1), (63, 1500, 2), (250, 1100, 8), (9, 72, 1), (65, 72, 1), (17, 271, 8), (33, 160, 1)]
+            .map(|shape| (kinds, shape))
     }) {
         let bytes =
             [11, 12, 13].map(|seed| stored(if seed == 13 { next } else { element }, &values(seed, width * hidden)));
