@@ -63,7 +63,8 @@ impl TileKernel for Task<'_> {
                     let next = (next < self.columns.end).then(|| rows(next));
                     let weights = Weights { x: self.x, rows: rows(start), next };
                     let columns = start..(start + SIDE).min(self.columns.end);
-                    weights.times::<S, T, _>(&group, &Gates { task: &self, columns }, &mut tiles, room);
+                    let gates = Gates { task: &self, places: self.to.places(&columns), columns };
+                    weights.times::<S, T, _>(&group, &gates, &mut tiles, room);
                 }
             }
         }
@@ -74,6 +75,8 @@ impl TileKernel for Task<'_> {
 struct Gates<'a> {
     task: &'a Task<'a>,
     columns: Range<usize>,
+    /// Of each two columns in `task.to`.
+    places: [usize; SIDE / 2],
 }
 
 impl Finish<2> for Gates<'_> {
@@ -90,9 +93,9 @@ impl Finish<2> for Gates<'_> {
             // SAFETY: passed on.
             unsafe { SiluMul { gate: &mut *gates, up: ups }.run::<S>() };
             let (values, _) = gates[skipped * SIDE..].as_chunks::<SIDE>();
-            for (k, pair) in self.columns.clone().step_by(2).zip(values[..self.columns.len()].chunks(2)) {
-                // SAFETY: the rows and columns are this task's, which begins at whole tiles.
-                unsafe { to.put(x + tile, k, &pair[0], pair.get(1).unwrap_or(&[0.0; SIDE])) };
+            for (place, pair) in self.places.into_iter().zip(values[..self.columns.len()].chunks(2)) {
+                // SAFETY: the rows and columns are this task's, which begins at whole tiles. What would come after the last column is 0.
+                unsafe { to.put(x + tile, place, &pair[0], pair.get(1).unwrap_or(&[0.0; SIDE])) };
             }
         }
     }

@@ -42,7 +42,7 @@ impl TiledInputs {
     pub(in super::super) fn fill(&mut self, isa: Isa, pool: &Pool, segments: &Segments, x: &[f32]) {
         let width = segments.len();
         self.make_room(segments, x.len() / width);
-        let (tiles, columns, tile) = (self.tiles(), self.columns(), self.tile_bytes() / size_of::<u32>());
+        let (tiles, columns, tile) = (self.tiles(), self.columns(), self.tile_pairs());
         let pairs = SharedMut::new(&mut self.pairs[self.start..]);
         let share = if x.len() < FEW { tiles } else { tiles.div_ceil(pool.threads()) }.max(1);
         pool.run(tiles.div_ceil(share), |task| {
@@ -59,14 +59,14 @@ impl TiledInputs {
     fn make_room(&mut self, segments: &Segments, rows: usize) {
         self.rows = rows;
         self.segments = Some(*segments);
-        self.pairs.resize(self.tiles() * self.tile_bytes() / size_of::<u32>() + LINE, 0);
+        self.pairs.resize(self.tiles() * self.tile_pairs() + LINE, 0);
         self.start = self.pairs.as_ptr().align_offset(4 * LINE).min(LINE);
     }
 
     /// As [`TiledInputs::fill`], but the values of so many rows come later, by pairs.
     pub(super) fn pairs(&mut self, segments: &Segments, rows: usize) -> Pairs<'_> {
         self.make_room(segments, rows);
-        let (columns, tile) = (self.columns(), self.tile_bytes() / size_of::<u32>());
+        let (columns, tile) = (self.columns(), self.tile_pairs());
         for tile in self.pairs[self.start..].chunks_exact_mut(tile.max(1)).take(rows.div_ceil(SIDE)) {
             let mut at = 0;
             for k in segments.ranges() {
@@ -110,18 +110,19 @@ impl TiledInputs {
 
     /// Groups of tiles that stay in the second-level cache.
     pub(super) fn groups(&self) -> impl Iterator<Item = Range<usize>> {
-        let (tiles, group) = (self.tiles(), (GROUP / self.tile_bytes().max(1)).next_multiple_of(2).max(2));
+        let tile_bytes = self.tile_pairs() * size_of::<u32>();
+        let (tiles, group) = (self.tiles(), (GROUP / tile_bytes.max(1)).next_multiple_of(2).max(2));
         (0..tiles).step_by(group).map(move |first| first..(first + group).min(tiles))
     }
 
-    /// Bytes of a tile along all of `k`.
-    pub(super) fn tile_bytes(&self) -> usize {
-        self.segments.map_or(0, |segments| padded(&segments) / 2 * self.columns() * size_of::<u32>())
+    /// Pairs of a tile along all of `k`.
+    fn tile_pairs(&self) -> usize {
+        self.segments.map_or(0, |segments| padded(&segments) / 2 * self.columns())
     }
 
     /// A tile from [`Part::at`] on.
     pub(super) fn tile(&self, tile: usize, at: usize) -> *const u8 {
-        let first = self.start + tile * self.tile_bytes() / size_of::<u32>();
+        let first = self.start + tile * self.tile_pairs();
         self.pairs[first + at / 2 * self.columns()..].as_ptr().cast()
     }
 
@@ -152,18 +153,26 @@ impl Pairs<'_> {
         segments.ranges().all(|k| k.start.is_multiple_of(2))
     }
 
-    /// Takes the values at `k`, which is even, and after it of the rows of a tile; there are none after the last.
+    /// Where in a tile the pairs of at most a tile's columns lie, which begin at an even one.
+    pub(super) fn places(&self, columns: &Range<usize>) -> [usize; SIDE / 2] {
+        let mut places = [0; SIDE / 2];
+        for (place, k) in places.iter_mut().zip(columns.clone().step_by(2)) {
+            let before = self.segments.ranges().take_while(|part| part.end <= k);
+            let (padded, plain) =
+                before.fold((0, 0), |(padded, _), part| (padded + part.len().next_multiple_of(DEPTH), part.end));
+            *place = (padded + k - plain) / 2 * self.columns;
+        }
+        places
+    }
+
+    /// Takes the values of two neighbouring columns of the rows of a tile.
     ///
     /// # Safety
-    /// Pairs are whole, the tile exists, and nobody else writes these.
+    /// Pairs are whole, the tile exists, the place is one of [`Pairs::places`], and nobody else writes to it.
     #[inline(always)]
-    pub(super) unsafe fn put(&self, tile: usize, k: usize, low: &[f32; SIDE], high: &[f32; SIDE]) {
-        let before = self.segments.ranges().take_while(|part| part.end <= k);
-        let (padded, plain) =
-            before.fold((0, 0), |(padded, _), part| (padded + part.len().next_multiple_of(DEPTH), part.end));
-        let start = tile * self.tile + (padded + k - plain) / 2 * self.columns;
+    pub(super) unsafe fn put(&self, tile: usize, place: usize, low: &[f32; SIDE], high: &[f32; SIDE]) {
         // SAFETY: the caller grants it.
-        let to = unsafe { self.values.slice(start, self.columns) };
+        let to = unsafe { self.values.slice(tile * self.tile + place, self.columns) };
         for ((to, low), high) in to.iter_mut().zip(low).zip(high) {
             *to = rounded(*high) << 16 | rounded(*low);
         }
