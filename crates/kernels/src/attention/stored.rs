@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use super::Parts;
+use super::{Parts, TILE};
 use crate::arena::{KvElement, KvHalf, KvLayer};
 use crate::matmul::{self, Bf16, F32};
 use crate::simd::{MAX_LANES, Simd};
+
+/// Bytes that come from memory at once.
+const LINE: usize = 64;
 
 /// The keys and values that a task's queries read.
 pub(super) struct Stored<'a> {
@@ -26,6 +29,7 @@ impl Stored<'_> {
         for start in (base..seen.end).step_by(S::LANES) {
             let some = start.max(seen.start)..(start + S::LANES).min(seen.end);
             let pairs = self.pairs::<S>(some.clone(), stride);
+            self.ask::<S>(some.start + TILE..some.end + TILE);
             // SAFETY: passed on; LANES columns from a multiple of LANES on are within the tile, and `rows` holds as many keys.
             unsafe {
                 let mut position = some.start;
@@ -47,6 +51,30 @@ impl Stored<'_> {
                     None => turn_rows::<S>(parts, start - base),
                 }
             }
+        }
+    }
+
+    /// Asks memory for some positions, as far as the row's blocks go: each block lies elsewhere, and of a token only one head is read, which
+    /// the processor does not foresee.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, positions: Range<usize>) {
+        let KvLayer { arena, layer } = *self.layer;
+        let shape = arena.shape();
+        let mut position = positions.start;
+        while position < positions.end
+            && let Some(block) = self.blocks.get(position / shape.block_size)
+        {
+            let slot = position % shape.block_size;
+            let slots = slot..(slot + positions.end - position).min(shape.block_size);
+            for half in [KvHalf::Keys, KvHalf::Values] {
+                let first = arena.heads(layer, half, *block as usize, slots.clone(), self.kv_head);
+                for head in (0..slots.len()).map(|slot| first.wrapping_add(slot * shape.token_bytes())) {
+                    let lines = (0..shape.head_bytes()).step_by(LINE);
+                    // SAFETY: asking for memory reads nothing.
+                    lines.for_each(|at| unsafe { S::prefetch(head.wrapping_add(at)) });
+                }
+            }
+            position += slots.len();
         }
     }
 
