@@ -1,4 +1,5 @@
-//! The keys and values of one rank, in blocks: `[layer][block][K | V][token in block][head]`.
+//! The keys and values of one rank, in blocks: `[layer][K | V][block][token in block][head]`, so a layer of neighbouring blocks is two runs
+//! of memory, as it is handed over.
 //!
 //! There are no locks: a step writes the tokens of its own sequences while transfers read finished ones and write others. Whoever holds
 //! a block decides who writes to it and who reads (see [`KvMemory`] for what holds if that goes wrong).
@@ -67,7 +68,7 @@ impl KvShape {
         let head = self.head_dim.checked_mul(4)?.checked_add(4)?;
         let most =
             [self.heads, self.block_size, self.blocks, self.layers, 2].into_iter().try_fold(head, usize::checked_mul);
-        most.map(|_| self.layers * self.blocks * self.block_bytes())
+        most.map(|_| 2 * self.layers * self.blocks * self.block_size * self.token_bytes())
     }
 
     /// Where some tokens' keys or values lie, from the arena's start on. Panics if there is no such place.
@@ -77,14 +78,10 @@ impl KvShape {
         assert!(inside, "layer {layer}, block {block}, slots {slots:?} of {self:?}");
         let half = match half {
             KvHalf::Keys => 0,
-            KvHalf::Values => self.block_size,
+            KvHalf::Values => 1,
         };
-        let start = (layer * self.blocks + block) * self.block_bytes() + half * self.token_bytes();
-        start + slots.start * self.token_bytes()..start + slots.end * self.token_bytes()
-    }
-
-    fn block_bytes(&self) -> usize {
-        2 * self.block_size * self.token_bytes()
+        let first = ((2 * layer + half) * self.blocks + block) * self.block_size;
+        (first + slots.start) * self.token_bytes()..(first + slots.end) * self.token_bytes()
     }
 }
 
@@ -163,11 +160,11 @@ impl KvArena {
 
     /// Copies a whole block in every layer. Panics if there is no such block.
     pub fn copy_block(&self, from: usize, to: usize) {
-        let block = self.shape.block_bytes();
         for layer in 0..self.shape.layers {
-            let [from, to] =
-                [from, to].map(|block| self.start + self.shape.place(layer, KvHalf::Keys, block, 0..0).start);
-            self.memory.copy_within(from, to, block);
+            for half in [KvHalf::Keys, KvHalf::Values] {
+                let [from, to] = [from, to].map(|block| self.shape.place(layer, half, block, 0..self.shape.block_size));
+                self.memory.copy_within(self.start + from.start, self.start + to.start, from.len());
+            }
         }
     }
 
@@ -194,7 +191,7 @@ impl KvLayer<'_> {
         let KvArena { shape, memory, start } = self.arena;
         assert_eq!(values.len(), shape.heads * shape.head_dim, "values of a token of {shape:?}");
         let place = shape.place(self.layer, half, block, slot..slot + 1);
-        isa.run(Store { values, shape, to: memory.span(start + place.start, place.len()) });
+        isa.run(Store { values, shape, to: memory.span_to_write(start + place.start, place.len()) });
     }
 }
 
@@ -327,14 +324,16 @@ mod tests {
     #[test]
     fn a_copied_block_is_equal_in_every_layer() {
         let arena = arena(KvElement::Bf16);
-        for layer in 0..2 {
-            store(&arena, layer, KvHalf::Keys, &[1.0, 2.0, 3.0, layer as f32]);
+        let parts =
+            [(0, KvHalf::Keys, 4.0), (0, KvHalf::Values, 5.0), (1, KvHalf::Keys, 6.0), (1, KvHalf::Values, 7.0)];
+        for (layer, half, last) in parts {
+            store(&arena, layer, half, &[1.0, 2.0, 3.0, last]);
         }
         arena.copy_block(2, 0);
-        for layer in 0..2 {
-            let copied = token(&arena, layer, KvHalf::Keys, 0, 3);
-            assert_eq!(copied, token(&arena, layer, KvHalf::Keys, 2, 3));
-            assert_eq!(copied[6..], bf16::from_f32(layer as f32).to_le_bytes());
+        for (layer, half, last) in parts {
+            let copied = token(&arena, layer, half, 0, 3);
+            assert_eq!(copied, token(&arena, layer, half, 2, 3));
+            assert_eq!(copied[6..], bf16::from_f32(last).to_le_bytes());
         }
     }
 

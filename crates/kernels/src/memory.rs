@@ -2,37 +2,47 @@
 //!
 //! It holds bytes and no Rust values, and no reference into it is ever made: every access is a raw copy whose bounds are checked here.
 //! So whoever writes while another reads makes values wrong and nothing else; that nobody does is settled by who holds a block, and
-//! between processes by a checksum over what was copied. Memory is zero and costs nothing until touched.
+//! between processes by a checksum over what was copied. Memory is zero and costs nothing until touched; once some of a huge page's place
+//! is in use, it becomes one.
 
 #![expect(unsafe_code, reason = "raw copies within a map whose bounds are checked")]
+
+mod map;
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::checksum::{Checksum, To};
+use map::{HUGE, Map};
+
+/// Bytes at the beginning of a huge page's place that small pages serve: who needs little takes little.
+const SMALL: usize = HUGE / 8;
 
 /// See the module's head.
 #[derive(Debug)]
 pub struct KvMemory {
-    map: MmapRaw,
+    map: Map,
     file: Arc<File>,
+    /// By huge page, of which the last bytes may not fill one: whether the system was asked for it.
+    asked: Box<[AtomicBool]>,
 }
 
 /// A [`KvMemory`] of another process, to be read only.
 #[derive(Debug)]
 pub struct ForeignMemory {
-    map: MmapRaw,
+    map: Map,
 }
 
 impl KvMemory {
     /// Reserves address space; pages become memory when they are first written.
     pub fn new(bytes: usize) -> io::Result<Self> {
         let (file, map) = sealed_file(bytes.max(1))?;
-        Ok(Self { map, file: Arc::new(file) })
+        let asked = (0..map.len() / HUGE).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { map, file: Arc::new(file), asked })
     }
 
     /// What another process of this host needs to map it.
@@ -48,12 +58,12 @@ impl KvMemory {
 
     pub fn write(&self, at: usize, bytes: &[u8]) {
         // SAFETY: `span` has checked the destination; `bytes` is a slice of its own.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.span(at, bytes.len()), bytes.len()) }
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.span_to_write(at, bytes.len()), bytes.len()) }
     }
 
     pub fn copy_within(&self, from: usize, to: usize, len: usize) {
         // SAFETY: `span` has checked both.
-        unsafe { std::ptr::copy(self.span(from, len).cast_const(), self.span(to, len), len) }
+        unsafe { std::ptr::copy(self.span(from, len).cast_const(), self.span_to_write(to, len), len) }
     }
 
     /// Adds what lies at `at` to `checksum`.
@@ -71,19 +81,31 @@ impl KvMemory {
     /// As [`KvMemory::write`], and adds what was written to `checksum`: one pass over the bytes.
     pub fn write_adding(&self, at: usize, bytes: &[u8], checksum: &mut Checksum) {
         // SAFETY: `span` has checked the destination; `bytes` is a slice of its own.
-        unsafe { checksum.add_raw(bytes.as_ptr(), To::Far(self.span(at, bytes.len())), bytes.len()) }
+        unsafe { checksum.add_raw(bytes.as_ptr(), To::Far(self.span_to_write(at, bytes.len())), bytes.len()) }
     }
 
     /// Copies from another process's memory, and adds what was copied to `checksum`: one pass over the bytes.
     pub fn copy_from(&self, to: usize, from: &ForeignMemory, at: usize, len: usize, checksum: &mut Checksum) {
         let source = inside(&from.map, at, len).cast_const();
         // SAFETY: both ends are checked; they are different maps.
-        unsafe { checksum.add_raw(source, To::Far(self.span(to, len)), len) }
+        unsafe { checksum.add_raw(source, To::Far(self.span_to_write(to, len)), len) }
     }
 
     /// Where `len` bytes from `at` on lie.
     pub(crate) fn span(&self, at: usize, len: usize) -> *mut u8 {
         inside(&self.map, at, len)
+    }
+
+    /// The same, before it is written to: for the first time behind what small pages serve, huge ones are asked for.
+    pub(crate) fn span_to_write(&self, at: usize, len: usize) -> *mut u8 {
+        let start = self.span(at, len);
+        let pages = at / HUGE..(at + len).saturating_sub(SMALL).div_ceil(HUGE).min(self.asked.len());
+        for page in pages {
+            if !self.asked[page].load(Ordering::Relaxed) && !self.asked[page].swap(true, Ordering::Relaxed) {
+                self.map.make_huge(page);
+            }
+        }
+        start
     }
 }
 
@@ -101,26 +123,26 @@ impl ForeignMemory {
         if !rustix::fs::fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
             return refuse("a file that could shrink while it is mapped".to_owned());
         }
-        Ok(Self { map: MmapOptions::new().len(bytes).map_raw_read_only(file)? })
+        Ok(Self { map: Map::new(file, bytes, false)? })
     }
 }
 
 /// A file without a name that keeps its size, and that nobody else can write to.
-fn sealed_file(bytes: usize) -> io::Result<(File, MmapRaw)> {
+fn sealed_file(bytes: usize) -> io::Result<(File, Map)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(rustix::fs::memfd_create("pdserve-kv", flags)?);
     file.set_len(bytes as u64)?;
-    let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+    let map = Map::new(&file, bytes, true)?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
     // Kernels before 5.1 do not know it; there, a peer of our own user could write.
     let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::FUTURE_WRITE);
     Ok((file, map))
 }
 
-fn inside(map: &MmapRaw, at: usize, len: usize) -> *mut u8 {
+fn inside(map: &Map, at: usize, len: usize) -> *mut u8 {
     assert!(at <= map.len() && len <= map.len() - at, "{len} bytes at {at} of {}", map.len());
     // SAFETY: within the map.
-    unsafe { map.as_mut_ptr().add(at) }
+    unsafe { map.start().add(at) }
 }
 
 #[cfg(test)]
@@ -128,7 +150,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::Isa;
+    use crate::{Isa, Pool};
 
     #[test]
     fn another_map_sees_what_is_written_and_copies_it_with_its_checksum() {
@@ -151,6 +173,42 @@ mod tests {
         ours.read(64, &mut found);
         assert_eq!(found, bytes);
         assert_eq!([read.finish(), written.finish()], [stored.finish(); 2]);
+    }
+
+    #[test]
+    fn huge_pages_are_asked_for_where_more_than_a_little_is_used() {
+        let memory = KvMemory::new(3 * HUGE + SMALL + 2).unwrap();
+        let asked = || memory.asked.iter().map(|asked| asked.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        memory.write(0, &[1; SMALL]);
+        memory.write(3 * HUGE, &[2; SMALL + 2]);
+        assert_eq!(asked(), [false; 3]);
+        memory.write(HUGE + SMALL, &[3]);
+        assert_eq!(asked(), [false, true, false]);
+        memory.write(SMALL - 1, &vec![4; 2 * HUGE]);
+        assert_eq!(asked(), [true, true, false]);
+        memory.copy_within(0, 2 * HUGE, SMALL + 1);
+        assert_eq!(asked(), [true; 3]);
+    }
+
+    /// Whoever comes first asks for the huge page, while the others write to it; the last bytes fill none.
+    #[test]
+    fn threads_that_touch_memory_for_the_first_time_keep_their_bytes() {
+        const THREADS: usize = 4;
+        let bytes: Vec<u8> = (0..3 * HUGE + 5000).map(|i| (i * 31 % 251) as u8).collect();
+        let memory = KvMemory::new(bytes.len()).unwrap();
+        Pool::new("test", THREADS).unwrap().run(THREADS, |thread| {
+            for (index, part) in bytes.chunks(1000).enumerate().skip(thread).step_by(THREADS) {
+                memory.write(index * 1000, part);
+            }
+        });
+        assert!(memory.asked.iter().all(|asked| asked.load(Ordering::Relaxed)));
+        let (mut ours, mut theirs) = (vec![0; bytes.len()], vec![0; bytes.len()]);
+        memory.read(0, &mut ours);
+        let foreign = ForeignMemory::map(memory.file(), bytes.len()).unwrap();
+        let copy = KvMemory::new(bytes.len()).unwrap();
+        copy.copy_from(0, &foreign, 0, bytes.len(), &mut Checksum::new(Isa::from_env().unwrap(), 0));
+        copy.read(0, &mut theirs);
+        assert!(ours == bytes && theirs == bytes);
     }
 
     #[test]
