@@ -1,7 +1,7 @@
 //! A file in memory, laid where huge pages fit.
 //!
 //! A page of 4 KiB costs a fault when it is first touched, and a walk through page tables (two of them in a virtual machine) whenever the
-//! processor has forgotten where it lies, which is always with KV. One of 2 MiB costs as little as one of those. By itself the system
+//! processor has forgotten where it lies, as with KV it mostly has. One of 2 MiB costs as little as one of those. By itself the system
 //! uses small pages for memory that processes share, so it is asked for each huge one.
 
 use std::fs::File;
