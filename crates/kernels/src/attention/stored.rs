@@ -54,8 +54,7 @@ impl Stored<'_> {
         }
     }
 
-    /// Asks memory for some positions, as far as the row's blocks go: each block lies elsewhere, and of a token only one head is read, which
-    /// the processor does not foresee.
+    /// Asks memory for some positions, as far as the row's blocks go, so that they are near when their tile's turn comes.
     #[inline(always)]
     fn ask<S: Simd>(&self, positions: Range<usize>) {
         let KvLayer { arena, layer } = *self.layer;
