@@ -56,21 +56,27 @@ impl Tile {
     ) {
         // SAFETY: passed on.
         unsafe {
-            match (S::LANES == 16, rows) {
-                (true, 1) => self.some::<S, E, 1, 8>(w, to),
-                (true, 2) => self.some::<S, E, 2, 8>(w, to),
-                (true, 3) => self.some::<S, E, 3, 5>(w, to),
-                (true, 4) => self.some::<S, E, 4, 5>(w, to),
-                (true, 5) => self.some::<S, E, 5, 3>(w, to),
-                (true, 6) => self.some::<S, E, 6, 3>(w, to),
-                (true, 7) => self.some::<S, E, 7, 3>(w, to),
-                (true, _) => self.some::<S, E, 8, 3>(w, to),
-                (false, 1) => self.some::<S, E, 1, 4>(w, to),
-                (false, 2) => self.some::<S, E, 2, 4>(w, to),
-                (false, 3) => self.some::<S, E, 3, 3>(w, to),
-                (false, 4) => self.some::<S, E, 4, 2>(w, to),
-                (false, 5) => self.some::<S, E, 5, 2>(w, to),
-                (false, _) => self.some::<S, E, 6, 2>(w, to),
+            // A level's code holds its own shapes only.
+            if const { S::LANES == 16 } {
+                match rows {
+                    1 => self.some::<S, E, 1, 8>(w, to),
+                    2 => self.some::<S, E, 2, 8>(w, to),
+                    3 => self.some::<S, E, 3, 5>(w, to),
+                    4 => self.some::<S, E, 4, 5>(w, to),
+                    5 => self.some::<S, E, 5, 3>(w, to),
+                    6 => self.some::<S, E, 6, 3>(w, to),
+                    7 => self.some::<S, E, 7, 3>(w, to),
+                    _ => self.some::<S, E, 8, 3>(w, to),
+                }
+            } else {
+                match rows {
+                    1 => self.some::<S, E, 1, 4>(w, to),
+                    2 => self.some::<S, E, 2, 4>(w, to),
+                    3 => self.some::<S, E, 3, 3>(w, to),
+                    4 => self.some::<S, E, 4, 2>(w, to),
+                    5 => self.some::<S, E, 5, 2>(w, to),
+                    _ => self.some::<S, E, 6, 2>(w, to),
+                }
             }
         }
     }

@@ -287,8 +287,8 @@ impl Panels<'_> {
             unsafe {
                 let to = to.add((row - rows.start) * P * LANES);
                 row += match rows.end - row {
-                    8.. if D::TILE_ROWS == 8 => self.tile::<D, U, 8, P>(row, part, to),
-                    4.. => self.tile::<D, U, 4, P>(row, part, to),
+                    8.. if const { D::TILE_ROWS >= 8 && P == PANELS } => self.tile::<D, U, 8, P>(row, part, to),
+                    4.. if const { D::TILE_ROWS >= 4 && P == PANELS } => self.tile::<D, U, 4, P>(row, part, to),
                     2.. => self.tile::<D, U, 2, P>(row, part, to),
                     _ => self.tile::<D, U, 1, P>(row, part, to),
                 };

@@ -57,12 +57,18 @@ impl Tile {
     pub(super) unsafe fn add<S: Simd>(&self, vectors: usize, part: &Part, sums: &Sums, ahead: &mut Ahead) {
         // SAFETY: passed on.
         unsafe {
-            match (S::LANES == 16, vectors) {
-                (true, 1) => self.chunk::<S, 1, 8>(part, sums, ahead),
-                (true, 2) => self.chunk::<S, 2, 8>(part, sums, ahead),
-                (true, _) => self.chunk::<S, 3, 8>(part, sums, ahead),
-                (false, 1) => self.chunk::<S, 1, 6>(part, sums, ahead),
-                (false, _) => self.chunk::<S, 2, 6>(part, sums, ahead),
+            // A level's code holds its own shapes only.
+            if const { S::LANES == 16 } {
+                match vectors {
+                    1 => self.chunk::<S, 1, 8>(part, sums, ahead),
+                    2 => self.chunk::<S, 2, 8>(part, sums, ahead),
+                    _ => self.chunk::<S, 3, 8>(part, sums, ahead),
+                }
+            } else {
+                match vectors {
+                    1 => self.chunk::<S, 1, 6>(part, sums, ahead),
+                    _ => self.chunk::<S, 2, 6>(part, sums, ahead),
+                }
             }
         }
     }

@@ -15,8 +15,8 @@ impl Dot for Portable {
     type HalfSums = Self::Ints;
     type Factors = [i8; LANES];
     type Floats = [f32; LANES];
-    const TILE_ROWS: usize = 8;
-    const CHAINS: usize = 12;
+    const TILE_ROWS: usize = 2;
+    const CHAINS: usize = 4;
     const APART: usize = 32;
 
     #[inline(always)]
