@@ -284,6 +284,7 @@ impl Panels<'_> {
         }
         while row < rows.end {
             // SAFETY: each arm takes at most the rows that are left.
+            // Shapes that a level has no registers for, or that a last single panel would need alone, are not compiled.
             unsafe {
                 let to = to.add((row - rows.start) * P * LANES);
                 row += match rows.end - row {
