@@ -10,6 +10,7 @@ mod demo;
 mod kv;
 mod parent;
 mod ports;
+mod shares;
 mod sse;
 mod up;
 mod web;

@@ -156,7 +156,7 @@ impl Cluster {
         info!(instance = %target.id, address = %target.address, blocks = limits.blocks_total, block_size = limits.block_size, instructions = limits.instructions, "instance connected");
         self.warn_of_others(&target.id, &limits.instructions);
         let instructions = limits.instructions.clone();
-        self.pairing.lock().joined(slot, limits);
+        self.pairing.lock().joined(slot, &limits);
         let live = Live {
             connection: connection.clone(),
             model: Arc::new(model),

@@ -44,6 +44,8 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
             "scheduler",
             "prefill-worker",
             "decode-worker",
+            // up and bench transfer: which cores an instance keeps to.
+            "worker",
             "ranktable-tool",
             "ranktable",
             "engine",

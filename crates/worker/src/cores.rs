@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::thread;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -18,8 +19,7 @@ impl CpuList {
     /// # Errors
     /// The machine does not have them, or this process may not use them.
     pub fn apply(&self) -> io::Result<()> {
-        let mut cores = CpuSet::new();
-        self.0.iter().for_each(|core| cores.set(*core));
+        let cores = self.set();
         for thread in std::fs::read_dir("/proc/self/task")? {
             let thread = thread?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
             match sched_setaffinity(thread, &cores) {
@@ -29,6 +29,34 @@ impl CpuList {
             }
         }
         Ok(())
+    }
+
+    /// Calls `start` on a thread that keeps to these cores: threads that it starts do so, too.
+    ///
+    /// # Errors
+    /// As of [`CpuList::apply`], or there is no thread to be had.
+    pub fn start<T: Send>(&self, start: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let kept = || {
+            sched_setaffinity(None, &self.set())?;
+            Ok(start())
+        };
+        thread::scope(|scope| {
+            let started = thread::Builder::new().spawn_scoped(scope, kept)?.join();
+            started.unwrap_or_else(|_| Err(io::Error::other("what was started on these cores has panicked")))
+        })
+    }
+
+    fn set(&self) -> CpuSet {
+        let mut cores = CpuSet::new();
+        self.0.iter().for_each(|core| cores.set(*core));
+        cores
+    }
+}
+
+impl FromIterator<usize> for CpuList {
+    /// Of these cores those that a machine can have.
+    fn from_iter<I: IntoIterator<Item = usize>>(cores: I) -> Self {
+        Self(cores.into_iter().filter(|core| *core < CpuSet::MAX_CPU).collect())
     }
 }
 
@@ -62,7 +90,19 @@ impl fmt::Display for CpuList {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::sched_getaffinity;
+
     use super::*;
+
+    #[test]
+    fn what_is_started_keeps_to_its_cores() {
+        let mine = sched_getaffinity(None).unwrap();
+        let last = (0..CpuSet::MAX_CPU).rfind(|core| mine.is_set(*core)).unwrap();
+        let seen = || thread::Builder::new().spawn(|| sched_getaffinity(None).unwrap()).unwrap().join().unwrap();
+        let seen = CpuList::from_iter([last]).start(seen).unwrap();
+        assert_eq!((seen.count(), seen.is_set(last)), (1, true));
+        assert_eq!(sched_getaffinity(None).unwrap(), mine, "who asked for it goes on as before");
+    }
 
     #[test]
     fn lists_are_read_as_taskset_reads_them() {

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use edge::Pinned;
-use rustix::thread::{CpuSet, sched_getaffinity};
+use worker::CpuList;
 
 use super::Args;
 use super::tables::{Shape, WorkerTable};
+use crate::shares::Shares;
 use crate::{demo, ports};
 
 /// Where workers listen: nothing but this machine talks to them.
@@ -184,36 +185,6 @@ fn free_listener(host: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("cannot listen on {wanted}; choose another with --port"))
 }
 
-/// How workers share the cores of this machine: evenly, and each keeps to its own, so that a prompt on P takes nothing from D's tokens.
-struct Shares {
-    /// Those that this process may use.
-    cores: Vec<usize>,
-    workers: usize,
-    threads: usize,
-}
-
-impl Shares {
-    fn of_this_machine(workers: usize) -> Self {
-        let cores = match sched_getaffinity(None) {
-            Ok(set) => (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect(),
-            Err(_) => Vec::new(),
-        };
-        // A container may have the time of fewer cores than it sees.
-        let usable = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { cores, workers, threads: (usable / workers).max(1) }
-    }
-
-    /// A worker's own; none when there are not enough for all, when their time is limited, or when there is nobody to share with.
-    fn cores(&self, worker: usize) -> Option<String> {
-        let all_usable = self.threads == self.cores.len() / self.workers;
-        if self.workers == 1 || !all_usable {
-            return None;
-        }
-        let own = self.cores.iter().skip(worker * self.threads).take(self.threads);
-        Some(own.map(usize::to_string).collect::<Vec<_>>().join(","))
-    }
-}
-
 fn flag(args: &mut Vec<String>, name: &str, value: Option<impl ToString>) {
     if let Some(value) = value {
         args.push(format!("--{name}={}", value.to_string()));
@@ -238,7 +209,7 @@ fn tls_dir(args: &Args, role: &str) -> Option<String> {
     args.cluster_tls_dir.as_ref().map(|dir| dir.join(role).display().to_string())
 }
 
-fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize, cores: Option<String>) -> Vec<String> {
+fn worker_args(args: &Args, model: &Path, worker: &WorkerTable, threads: usize, cores: Option<CpuList>) -> Vec<String> {
     let mut list = vec![format!("{}-worker", worker.role)];
     flag(&mut list, "model", Some(model.display()));
     flag(&mut list, "host", Some(WORKER_IP));
@@ -274,16 +245,5 @@ mod tests {
         assert_eq!(header(&["PDSERVE_API_KEY", "VLLM_API_KEY"]), "-H \"Authorization: Bearer $PDSERVE_API_KEY\" ");
         assert_eq!(header(&["VLLM_API_KEY"]), "-H \"Authorization: Bearer $VLLM_API_KEY\" ");
         assert!(header(&["PDSERVE_API_KEY_FILE"]).contains("$PDSERVE_API_KEY_FILE"));
-    }
-
-    #[test]
-    fn workers_keep_to_cores_of_their_own_where_there_are_enough() {
-        let shares = |cores: usize, workers, threads| Shares { cores: (10..10 + cores).collect(), workers, threads };
-        let of = |shares: Shares| [0, 1].map(|worker| shares.cores(worker).unwrap_or_default());
-        assert_eq!(of(shares(2, 2, 1)), ["10", "11"]);
-        assert_eq!(of(shares(5, 2, 2)), ["10,11", "12,13"]);
-        assert_eq!(of(shares(1, 2, 1)), ["", ""], "fewer cores than workers");
-        assert_eq!(of(shares(8, 2, 1)), ["", ""], "the time of two cores of eight");
-        assert_eq!(shares(4, 1, 4).cores(0), None);
     }
 }

@@ -13,7 +13,8 @@ pub(super) struct Breaker {
     /// Consecutive failures that open it.
     threshold: u32,
     failures: u32,
-    open: Option<Open>,
+    /// Seldom there, so out of the way.
+    open: Option<Box<Open>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,15 +30,11 @@ impl Breaker {
 
     /// Whether a request may go there now.
     pub(super) fn allows(&self, now: Instant) -> bool {
-        self.open.is_none_or(|open| now >= open.until)
+        self.open.as_ref().is_none_or(|open| now >= open.until)
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
-    }
-
-    pub(super) fn has_failures(&self) -> bool {
-        self.failures > 0
     }
 
     /// A request goes there. With an open breaker it is the probe: until it succeeds, the next one waits twice as long. (A probe that
@@ -45,7 +42,7 @@ impl Breaker {
     pub(super) fn tried(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
             let pause = (open.pause * 2).min(OPEN_MAX);
-            *open = Open { until: now + pause, pause };
+            **open = Open { until: now + pause, pause };
         }
     }
 
@@ -56,7 +53,7 @@ impl Breaker {
     pub(super) fn failed(&mut self, now: Instant) {
         self.failures += 1;
         if self.failures >= self.threshold && self.open.is_none() {
-            self.open = Some(Open { until: now + OPEN_FIRST, pause: OPEN_FIRST });
+            self.open = Some(Box::new(Open { until: now + OPEN_FIRST, pause: OPEN_FIRST }));
         }
     }
 }

@@ -7,39 +7,55 @@ use tokio::time::Instant;
 
 use super::Slot;
 use super::breaker::Breaker;
-use super::price::Fading;
 
 /// Consecutive failures that open a pair's breaker.
 pub(super) const PAIR_FAILURES: u32 = 2;
 /// Assumed until a pair has handed over once: two round trips and the last layer's bytes.
 const EXPOSED_SECONDS: f64 = 2e-3;
-/// Pairs remembered, about 40 MB by the size of an entry; beyond it those that only tell how long they take are forgotten.
+/// Pairs whose hand-overs are remembered, about 10 MB by the size of an entry; beyond it all are forgotten and learned anew.
 const EDGES_MAX: usize = 1 << 18;
 
 type Pair = (Slot, Slot);
 
 pub(super) struct Edges {
-    known: HashMap<Pair, Edge, RandomState>,
+    /// Seconds by which hand-overs outlast the computation. Every choice looks some up, so they are small and lie apart from breakers.
+    exposed: HashMap<u64, Fading, RandomState>,
+    /// Of pairs that have failed and not succeeded since.
+    breakers: HashMap<Pair, Breaker, RandomState>,
     /// No pair has ever been expected to take less.
     least_exposed: f64,
 }
 
-struct Edge {
-    /// Seconds by which the hand-over outlasts the computation.
-    exposed: Fading,
-    breaker: Breaker,
+/// An average in which older observations fade.
+#[derive(Clone, Copy, Default)]
+struct Fading {
+    weight: f32,
+    sum: f32,
+}
+
+impl Fading {
+    fn observe(&mut self, value: f64) {
+        self.weight = self.weight * 0.9 + 1.0;
+        self.sum = self.sum * 0.9 + value as f32;
+    }
+
+    /// After the first observation.
+    fn get(&self) -> f64 {
+        f64::from(self.sum / self.weight)
+    }
 }
 
 impl Default for Edges {
     fn default() -> Self {
-        Self { known: HashMap::default(), least_exposed: EXPOSED_SECONDS }
+        Self { exposed: HashMap::default(), breakers: HashMap::default(), least_exposed: EXPOSED_SECONDS }
     }
 }
 
 impl Edges {
     /// An instance is new: what its pairs were is forgotten.
     pub(super) fn forget(&mut self, slot: Slot) {
-        self.known.retain(|&(prefill, decode), _| prefill != slot && decode != slot);
+        self.exposed.retain(|key, _| ![key >> 32, key & u64::from(u32::MAX)].contains(&(slot.0 as u64)));
+        self.breakers.retain(|&(prefill, decode), _| prefill != slot && decode != slot);
     }
 
     /// Seconds by which any hand-over will outlast the computation, at least.
@@ -49,39 +65,38 @@ impl Edges {
 
     /// Seconds by which a hand-over will outlast the computation; `None` where the pair's breaker is open and that `matters`.
     pub(super) fn exposed(&self, pair: Pair, breaker_matters: bool, now: Instant) -> Option<f64> {
-        let Some(edge) = self.known.get(&pair) else { return Some(EXPOSED_SECONDS) };
-        (!breaker_matters || edge.breaker.allows(now)).then(|| edge.exposed.get().unwrap_or(EXPOSED_SECONDS))
+        let open = || self.breakers.get(&pair).is_some_and(|breaker| !breaker.allows(now));
+        if breaker_matters && open() {
+            return None;
+        }
+        Some(self.exposed.get(&key(pair)).map_or(EXPOSED_SECONDS, Fading::get))
     }
 
     pub(super) fn handed_over(&mut self, pair: Pair, exposed: f64) {
-        let edge = self.edge(pair);
-        edge.exposed.observe(exposed);
-        let expected = edge.exposed.get().unwrap_or(exposed);
-        self.least_exposed = self.least_exposed.min(expected);
+        let key = key(pair);
+        if self.exposed.len() >= EDGES_MAX && !self.exposed.contains_key(&key) {
+            self.exposed.clear();
+        }
+        let expected = self.exposed.entry(key).or_default();
+        expected.observe(exposed);
+        self.least_exposed = self.least_exposed.min(expected.get());
     }
 
     pub(super) fn tried(&mut self, pair: Pair, now: Instant) {
-        if let Some(edge) = self.known.get_mut(&pair) {
-            edge.breaker.tried(now);
+        if let Some(breaker) = self.breakers.get_mut(&pair) {
+            breaker.tried(now);
         }
     }
 
     pub(super) fn succeeded(&mut self, pair: Pair) {
-        if let Some(edge) = self.known.get_mut(&pair) {
-            edge.breaker.succeeded();
-        }
+        self.breakers.remove(&pair);
     }
 
     pub(super) fn failed(&mut self, pair: Pair, now: Instant) {
-        self.edge(pair).breaker.failed(now);
+        self.breakers.entry(pair).or_insert_with(|| Breaker::new(PAIR_FAILURES)).failed(now);
     }
+}
 
-    fn edge(&mut self, pair: Pair) -> &mut Edge {
-        if self.known.len() >= EDGES_MAX && !self.known.contains_key(&pair) {
-            self.known.retain(|_, edge| edge.breaker.has_failures());
-        }
-        self.known
-            .entry(pair)
-            .or_insert_with(|| Edge { exposed: Fading::default(), breaker: Breaker::new(PAIR_FAILURES) })
-    }
+fn key((prefill, decode): Pair) -> u64 {
+    (prefill.0 as u64) << 32 | decode.0 as u64
 }

@@ -12,14 +12,18 @@ const INSTANCE_FAILURES: u32 = 5;
 /// Output tokens for which room must be there before a request is sent; growth beyond it is the instance's own affair.
 const GROWTH_TOKENS: u32 = 64;
 
+/// Two lines of memory, as a choice among thousands finds most of those that it looks at far away.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(super) struct Member {
     pub(super) role: Role,
     /// Whether the rank table names it; one that it names no longer only finishes what it has.
     pub(super) listed: bool,
     /// Connected, of the cluster's model, and not refused.
     pub(super) ready: bool,
-    pub(super) limits: Limits,
+    /// Tokens per KV block, and blocks.
+    block_size: u32,
+    blocks_total: u32,
     pub(super) load: Load,
     pub(super) booked: Share,
     pub(super) price: Price,
@@ -34,6 +38,8 @@ pub(super) struct Share {
     pub(super) blocks: u32,
     pub(super) choices: u32,
 }
+
+const _: () = assert!(size_of::<Member>() == 128, "two lines of memory");
 
 impl Share {
     pub(super) fn add(&mut self, other: Share) {
@@ -55,12 +61,21 @@ impl Member {
             role,
             listed: true,
             ready: false,
-            limits: Limits::default(),
+            block_size: 0,
+            blocks_total: 0,
             load: Load::default(),
             booked: Share::default(),
             price: Price::default(),
             breaker: Breaker::new(INSTANCE_FAILURES),
         }
+    }
+
+    /// A new process is there under its name, with an empty cache and no failures.
+    pub(super) fn joined(&mut self, limits: &Limits) {
+        (self.block_size, self.blocks_total) = (limits.block_size, limits.blocks_total);
+        let blocks = limits.blocks_total;
+        self.load = Load { blocks_available: blocks, blocks_total: blocks, ..Load::default() };
+        self.breaker.succeeded();
     }
 
     /// `None` while it takes no requests.
@@ -69,7 +84,7 @@ impl Member {
     }
 
     fn blocks_of(&self, tokens: u32) -> u32 {
-        tokens.div_ceil(self.limits.block_size.max(1))
+        tokens.div_ceil(self.block_size.max(1))
     }
 
     /// Blocks that the request takes at once here, shared ones included.
@@ -79,7 +94,7 @@ impl Member {
     }
 
     pub(super) fn tokens_max(&self) -> u32 {
-        self.limits.blocks_total.saturating_mul(self.limits.block_size)
+        self.blocks_total.saturating_mul(self.block_size)
     }
 
     /// Whether the request can ever fit.
@@ -88,7 +103,7 @@ impl Member {
     }
 
     pub(super) fn has_room(&self, facts: &Facts<'_>) -> bool {
-        let unbooked = self.limits.blocks_total.saturating_sub(self.booked.blocks);
+        let unbooked = self.blocks_total.saturating_sub(self.booked.blocks);
         // An idle instance takes whatever can fit at all: it has nothing to wait for.
         self.booked.choices == 0 || self.blocks_wanted(facts) <= self.load.blocks_available.min(unbooked)
     }

@@ -215,13 +215,8 @@ impl Pairing {
     }
 
     /// A new process is there under this name: its cache is empty and its failures are forgotten.
-    pub fn joined(&mut self, slot: Slot, limits: Limits) {
-        self.change(slot, |member| {
-            member.load =
-                Load { blocks_available: limits.blocks_total, blocks_total: limits.blocks_total, ..Load::default() };
-            member.limits = limits;
-            member.breaker.succeeded();
-        });
+    pub fn joined(&mut self, slot: Slot, limits: &Limits) {
+        self.change(slot, |member| member.joined(limits));
         if let Some(member) = self.members.get(slot.0) {
             self.prefixes.joined(slot, member.role, member.tokens_max());
             self.edges.forget(slot);

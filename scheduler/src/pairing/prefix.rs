@@ -23,8 +23,6 @@ const BLOCKS_MAX: usize = 16_384;
 /// Blocks remembered of all instances together, each shares it alike: with more than 512 instances. By the size of an entry 0.5 GB where a
 /// prefill and a decode instance have each block, twice that where one has it.
 const BLOCKS_TOTAL: usize = 8 << 20;
-/// Blocks that are looked up at once.
-const ASKED_TOGETHER: usize = 2;
 /// Levels of a prompt that are told apart; who has less than those who have most is taken for having none of it.
 const LEVELS_MAX: usize = 32;
 /// Of so many holders of a block at most it is asked whether they would do.
@@ -122,18 +120,19 @@ impl PrefixIndex {
     /// Leading blocks of `chain` that this instance probably has.
     pub(super) fn matched(&self, slot: Slot, chain: &[BlockHash]) -> usize {
         let Some(instance) = self.instances.get(slot.0) else { return 0 };
-        leading(chain, |hash| place(self.holders(instance.role, hash), slot.0 as u32).is_ok())
+        leading(chain, None, |hash| place(self.holders(instance.role, hash), slot.0 as u32).is_ok())
     }
 
-    /// Which instances of a role probably have how much of `chain`.
-    pub(super) fn known(&self, role: Role, mut chain: &[BlockHash]) -> Known<'_> {
+    /// Which instances of a role probably have how much of `chain`. `guess` is how much whoever has most of it may have.
+    pub(super) fn known(&self, role: Role, mut chain: &[BlockHash], mut guess: Option<usize>) -> Known<'_> {
         let mut levels = SmallVec::new();
         let mut holders: &[Holder] = &[];
         while levels.len() < LEVELS_MAX {
-            chain = &chain[..leading(chain, |hash| self.holders(role, hash).len() > holders.len())];
-            let Some(deepest) = chain.last() else { break };
+            chain = &chain[..leading(chain, guess.take(), |hash| self.holders(role, hash).len() > holders.len())];
+            let Some((deepest, before)) = chain.split_last() else { break };
             holders = self.holders(role, deepest);
             levels.push(Level { blocks: chain.len(), holders });
+            chain = before;
         }
         Known(levels)
     }
@@ -152,6 +151,11 @@ struct Level<'a> {
 }
 
 impl Known<'_> {
+    /// Leading blocks that anybody has.
+    pub(super) fn deepest(&self) -> usize {
+        self.0.first().map_or(0, |level| level.blocks)
+    }
+
     /// Leading blocks that this instance has.
     pub(super) fn matched(&self, slot: Slot) -> usize {
         let level = self.0.iter().find(|level| place(level.holders, slot.0 as u32).is_ok());
@@ -208,15 +212,19 @@ impl Block {
     }
 }
 
-/// How many blocks at the beginning `has` is true of, if it is true of none after them. Asks about a few at a time: each answer comes from
-/// far away in memory, and those come together.
-fn leading(chain: &[BlockHash], has: impl Fn(&BlockHash) -> bool) -> usize {
+/// How many blocks at the beginning `has` is true of, if it is true of none after them. Asks about two at a time, first
+/// about those around the guess: each answer comes from far away in memory, and those come together.
+fn leading(chain: &[BlockHash], guess: Option<usize>, has: impl Fn(&BlockHash) -> bool) -> usize {
     let (mut least, mut most) = (0, chain.len());
+    let mut guess = guess.map(|guess| (guess.clamp(1, most.max(1)), (guess + 1).clamp(1, most.max(1))));
     while least < most {
-        let step = (most - least).div_ceil(ASKED_TOGETHER + 1);
-        let asked = chain[least..most].iter().skip(step - 1).step_by(step);
-        let yes = asked.filter(|hash| has(hash)).count();
-        (least, most) = (least + yes * step, most.min(least + (yes + 1) * step - 1));
+        let third = (most - least).div_ceil(3);
+        let (few, many) = guess.take().unwrap_or((least + third, most.min(least + 2 * third)));
+        (least, most) = match (has(&chain[few - 1]), has(&chain[many - 1])) {
+            (false, _) => (least, few - 1),
+            (true, false) => (few, many - 1),
+            (true, true) => (many, most),
+        };
     }
     least
 }
@@ -278,7 +286,7 @@ mod tests {
         (3..6).for_each(|slot| index.insert(Slot(slot), &chain([1, 2, 3])));
         index.insert(Slot(5), &chain([1, 2, 3, 4]));
         let asked = chain(1..10);
-        let known = index.known(Role::Prefill, &asked);
+        let known = index.known(Role::Prefill, &asked, None);
         let best =
             |wanted, would_do: &dyn Fn(Slot) -> bool| known.best(wanted, would_do, &mut StdRng::seed_from_u64(1));
         assert_eq!(best(1, &|_| true)[..], [Slot(5)]);
@@ -288,7 +296,7 @@ mod tests {
         assert_eq!(best(2, &|slot| slot == Slot(4))[..], [Slot(4)]);
         assert_eq!(best(5, &|_| true).iter().collect::<HashSet<_>>().len(), 5);
         assert_eq!(known.0.iter().map(|level| level.blocks).collect::<Vec<_>>(), [4, 3, 2]);
-        assert!(index.known(Role::Decode, &asked).0.is_empty());
+        assert!(index.known(Role::Decode, &asked, None).0.is_empty());
     }
 
     #[test]
@@ -327,12 +335,12 @@ mod tests {
     proptest! {
         #[test]
         fn it_knows_what_a_plain_list_of_prompts_knows(
-            prompts in prop::collection::vec((0usize..5, 0u16..30, 0u16..12, 1u16..60), 1..120),
+            prompts in prop::collection::vec((0usize..5, 0u16..30, 0u16..12, 1u16..60, 0usize..70), 1..120),
         ) {
             let roles = [Role::Prefill, Role::Decode, Role::Prefill, Role::Decode, Role::Prefill];
             let mut index = index(&roles);
             let mut plain: Vec<Plain> = roles.iter().map(|_| Plain::default()).collect();
-            for (slot, branch, number, len) in prompts {
+            for (slot, branch, number, len, guess) in prompts {
                 let asked = prompt(branch, number, len);
                 index.insert(Slot(slot), &asked);
                 plain[slot].insert(&asked);
@@ -341,9 +349,11 @@ mod tests {
                 for (slot, matched) in matched.iter().enumerate() {
                     prop_assert_eq!(index.matched(Slot(slot), &asked), *matched);
                 }
-                let known = roles.map(|role| index.known(role, &asked));
-                for (slot, known) in known.iter().enumerate() {
-                    prop_assert_eq!(known.matched(Slot(slot)), matched[slot]);
+                for guess in [None, Some(guess)] {
+                    let known = roles.map(|role| index.known(role, &asked, guess));
+                    for (slot, known) in known.iter().enumerate() {
+                        prop_assert_eq!(known.matched(Slot(slot)), matched[slot]);
+                    }
                 }
             }
             let all: HashSet<BlockHash> = plain.iter().flat_map(Plain::blocks).collect();

@@ -6,6 +6,15 @@ const DECAY: f64 = 0.98;
 /// A straight line through recent observations: seconds = fixed + slope x units. Older ones fade.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Line {
+    /// The line, from the first observation on: every choice asks a dozen instances for theirs.
+    fixed: f64,
+    slope: f64,
+    /// What it is made of, out of the way.
+    sums: Option<Box<Sums>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sums {
     weight: f64,
     x: f64,
     y: f64,
@@ -15,6 +24,19 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn observe(&mut self, units: f64, seconds: f64) {
+        let sums = self.sums.get_or_insert_default();
+        sums.add(units, seconds);
+        (self.fixed, self.slope) = sums.fit();
+    }
+
+    /// Expected seconds for `units`, or `None` before the first observation. Never negative.
+    pub(super) fn at(&self, units: f64) -> Option<f64> {
+        self.sums.is_some().then_some(self.fixed + self.slope * units)
+    }
+}
+
+impl Sums {
+    fn add(&mut self, units: f64, seconds: f64) {
         for (sum, term) in [
             (&mut self.weight, 1.0),
             (&mut self.x, units),
@@ -26,11 +48,8 @@ impl Line {
         }
     }
 
-    /// Expected seconds for `units`, or `None` before the first observation. Never negative.
-    pub(super) fn at(&self, units: f64) -> Option<f64> {
-        if self.weight == 0.0 {
-            return None;
-        }
+    /// Seconds for nothing and for each unit, neither of them negative.
+    fn fit(&self) -> (f64, f64) {
         let (mean_x, mean_y) = (self.x / self.weight, self.y / self.weight);
         let spread = self.xx / self.weight - mean_x * mean_x;
         // All observations at one place say nothing about a slope of their own: assume proportional.
@@ -40,26 +59,7 @@ impl Line {
             mean_y / mean_x.max(1.0)
         };
         let slope = slope.max(0.0);
-        let fixed = (mean_y - slope * mean_x).max(0.0);
-        Some(fixed + slope * units)
-    }
-}
-
-/// An average in which older observations fade.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Fading {
-    weight: f64,
-    sum: f64,
-}
-
-impl Fading {
-    pub(super) fn observe(&mut self, value: f64) {
-        self.weight = self.weight * 0.9 + 1.0;
-        self.sum = self.sum * 0.9 + value;
-    }
-
-    pub(super) fn get(&self) -> Option<f64> {
-        (self.weight > 0.0).then(|| self.sum / self.weight)
+        ((mean_y - slope * mean_x).max(0.0), slope)
     }
 }
 

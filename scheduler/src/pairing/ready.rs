@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use rand::Rng;
+use rand::seq::IndexedRandom;
 
 use super::Slot;
 
@@ -42,9 +43,8 @@ impl Ready {
         self.by_load.iter().map(|(_, slot)| *slot)
     }
 
-    /// Some of them, perhaps one twice.
-    pub(super) fn random(&self, count: usize, rng: &mut impl Rng) -> impl Iterator<Item = Slot> {
-        let count = if self.slots.is_empty() { 0 } else { count };
-        (0..count).map(|_| self.slots[rng.random_range(0..self.slots.len())])
+    /// One of them, if there is any.
+    pub(super) fn random(&self, rng: &mut impl Rng) -> Option<Slot> {
+        self.slots.choose(rng).copied()
     }
 }

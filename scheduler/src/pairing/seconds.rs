@@ -17,8 +17,11 @@ use crate::LocalPrefill;
 const PREFILL_WEIGHT: f64 = 2.0;
 /// Output tokens that a placement is judged by.
 const JUDGED_TOKENS: u32 = 64;
-/// Candidates of each kind (most of the prompt cached, least busy, random) that are priced; up to four times as many instances are all priced.
+/// Candidates of each kind (most of the prompt cached, least busy) that are priced, and one at random; up to four times as many instances
+/// are all priced.
 const SHORTLIST: usize = 2;
+/// A pair that could be cheaper by this at most is not looked at: looking takes as long.
+const NEGLIGIBLE_SECONDS: f64 = 1e-6;
 
 /// As many as a short list has, mostly.
 type Few<T> = SmallVec<[T; 8]>;
@@ -34,8 +37,11 @@ struct Candidate {
 impl Pairing {
     /// Who should serve. Nothing is booked.
     pub fn choose(&self, facts: &Facts<'_>, now: Instant, rng: &mut impl Rng) -> Choice {
-        let decodes = self.shortlist(Role::Decode, facts, now, rng);
-        let prefills = self.shortlist(Role::Prefill, facts, now, rng);
+        let known = self.prefixes.known(Role::Decode, facts.chain, None);
+        let decodes = self.shortlist(Role::Decode, &known, facts, now, rng);
+        // Who computed a prompt sent it to a decode instance.
+        let known = self.prefixes.known(Role::Prefill, facts.chain, Some(known.deepest()));
+        let prefills = self.shortlist(Role::Prefill, &known, facts, now, rng);
         // With nobody to choose from, the reason is to be found out.
         self.cheapest(&prefills, &decodes, facts, now).map_or_else(|| self.choose_among_all(facts, now), Choice::Route)
     }
@@ -63,7 +69,7 @@ impl Pairing {
             return Choice::TooLong { tokens_max: sizes().max().unwrap_or(0) };
         }
         let roomy = fitting.iter().copied().filter(|slot| self.members[slot.0].has_room(facts)).collect();
-        let candidates = |role, slots| self.candidates(slots, &self.prefixes.known(role, facts.chain), facts);
+        let candidates = |role, slots| self.candidates(slots, &self.prefixes.known(role, facts.chain, None), facts);
         let (prefills, roomy) = (candidates(Role::Prefill, prefills), candidates(Role::Decode, roomy));
         let fitting = || candidates(Role::Decode, fitting);
         match self.cheapest(&prefills, &roomy, facts, now) {
@@ -85,23 +91,29 @@ impl Pairing {
             && !facts.excluded.instances.contains(&slot)
     }
 
-    /// Everyone while that is few; else those with most of the prompt, the least busy, and some at random (which find out about new
+    /// Everyone while that is few; else those with most of the prompt, the least busy, and one at random (which finds out about new
     /// instances). Empty only if no instance of the role can take the request now.
-    fn shortlist(&self, role: Role, facts: &Facts<'_>, now: Instant, rng: &mut impl Rng) -> Few<Candidate> {
+    fn shortlist(
+        &self,
+        role: Role,
+        known: &Known<'_>,
+        facts: &Facts<'_>,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Few<Candidate> {
         let ready = &self.ready[side(role)];
         let takes = |slot: &Slot| {
             let member = &self.members[slot.0];
             let roomy = || role == Role::Prefill || member.fits(facts) && member.has_room(facts);
             member.busy().is_some() && self.is_usable(*slot, role, facts, now) && roomy()
         };
-        let known = self.prefixes.known(role, facts.chain);
         if ready.all().len() <= 4 * SHORTLIST {
-            return self.candidates(ready.all().iter().copied().filter(takes).collect(), &known, facts);
+            return self.candidates(ready.all().iter().copied().filter(takes).collect(), known, facts);
         }
         let mut slots = known.best(SHORTLIST, |slot| takes(&slot), rng);
         slots.extend(ready.least_busy().filter(takes).take(SHORTLIST));
-        slots.extend(ready.random(SHORTLIST, rng).filter(takes));
-        self.candidates(slots, &known, facts)
+        slots.extend(ready.random(rng).filter(takes));
+        self.candidates(slots, known, facts)
     }
 
     /// In the order of their slots, each once, so that equal prices go to the first.
@@ -120,12 +132,17 @@ impl Pairing {
     ) -> Option<Route> {
         let local_allowed = self.may_be_local();
         let prompts: Few<_> = prefills.iter().map(|prefill| (prefill.slot, self.prompt_seconds(*prefill))).collect();
+        let soonest = prompts.iter().map(|(_, prompt)| *prompt).fold(f64::INFINITY, f64::min);
         let (mut best, mut least) = (None, f64::INFINITY);
+        // Whether a pair may be cheaper by more than is worth looking at it.
+        let promises =
+            |prompt, slow_down, least| prompt + self.edges.least_exposed() + slow_down + NEGLIGIBLE_SECONDS < least;
         for &decode in decodes {
             let slow_down = self.slow_down(decode.slot, facts);
-            for &(prefill, prompt) in &prompts {
+            let prompts = if promises(soonest, slow_down, least) { &prompts[..] } else { &[] };
+            for &(prefill, prompt) in prompts {
                 let pair = (prefill, decode.slot);
-                if prompt + self.edges.least_exposed() + slow_down < least
+                if promises(prompt, slow_down, least)
                     && let Some(exposed) = self.exposed_seconds(pair, facts, now)
                     && prompt + exposed + slow_down < least
                 {

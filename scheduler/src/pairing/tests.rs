@@ -15,7 +15,7 @@ fn pairing(prefill: usize, decode: usize, local: LocalPrefill) -> Pairing {
     let mut pairing = Pairing::new(roles, local);
     let limits = Limits { block_size: 16, blocks_total: BLOCKS, ..Limits::default() };
     for slot in (0..prefill + decode).map(Slot) {
-        pairing.joined(slot, limits.clone());
+        pairing.joined(slot, &limits);
         pairing.set_ready(slot, true);
         let steps = [
             Step { prefill_tokens: 1000, decode_rows: 0, seconds: 1.0 },
@@ -225,7 +225,7 @@ fn a_new_process_is_unknown() {
     let booking = pairing.book(Route::Pair { prefill: Slot(0), decode: Slot(1) }, &ask.facts(), now);
     let uncached = |pairing: &Pairing| ask.facts().uncached(pairing.prefixes.matched(Slot(0), &ask.chain));
     assert_eq!(uncached(&pairing), 1, "the last token");
-    pairing.joined(Slot(0), Limits::default());
+    pairing.joined(Slot(0), &Limits::default());
     assert_eq!(uncached(&pairing), 640);
     pairing.release(&booking);
     assert_eq!(pairing.booked(Slot(0)), (0, 0));

@@ -73,7 +73,7 @@ impl Replay {
         let roles = std::iter::repeat_n(Role::Prefill, each).chain(std::iter::repeat_n(Role::Decode, each));
         let mut pairing = Pairing::new(roles, LocalPrefill::Auto);
         for slot in (0..2 * each).map(Slot) {
-            pairing.joined(slot, instance::limits());
+            pairing.joined(slot, &instance::limits());
             pairing.set_ready(slot, true);
             pairing.loaded(slot, instance::idle(), instance::steps());
         }

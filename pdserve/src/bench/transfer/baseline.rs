@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::ends::Ends;
+
 /// Bytes per write: the size at which loopback is fastest (64 KiB and 16 MiB are up to three times slower).
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -39,13 +41,14 @@ pub(super) struct RawSocket {
 }
 
 impl RawSocket {
-    pub(super) fn connect(bytes: usize) -> io::Result<Self> {
+    /// The other end reads on D's cores.
+    pub(super) fn connect(bytes: usize, ends: &Ends) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let stream = TcpStream::connect(listener.local_addr()?)?;
         stream.set_nodelay(true)?;
         let (peer, _) = listener.accept()?;
         // It ends when our end of the connection is dropped.
-        thread::Builder::new().name("bench-reader".to_owned()).spawn(move || answer(peer, bytes))?;
+        ends.start_d(|| thread::Builder::new().name("bench-reader".to_owned()).spawn(move || answer(peer, bytes)))??;
         Ok(Self { stream, message: vec![1; bytes] })
     }
 

@@ -4,6 +4,7 @@
 //! 4 MiB. Both ends live in this process; what they move, and how, is what two workers of one host do.
 
 mod baseline;
+mod ends;
 mod pair;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use super::conditions::Conditions;
 use super::report::{self, Table};
 use super::stats::median;
 use baseline::{PlainCopy, RawSocket};
+use ends::Ends;
 use pair::Pair;
 
 /// 8 KV heads of 64 in bf16, as in Llama-3.2-1B.
@@ -79,10 +81,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     };
     let layer_bytes = args.tokens as usize * layout.token_bytes(KV_HEADS);
     let bytes = layer_bytes * args.layers as usize;
-    let conditions = Conditions::gather()
+    let conditions = Conditions::gather();
+    let ends = Ends::begin()?;
+    let conditions = conditions
         .and("hand-over", format!("{:.1} MiB as {} layers of {:.2} MiB", mib(bytes), args.layers, mib(layer_bytes)))
-        .and("ends", "both in this process, loopback");
-    let contenders = measure(&args, layout, layer_bytes).await?;
+        .and("ends", &ends);
+    let contenders = measure(&args, layout, layer_bytes, &ends).await?;
     let table = table(args.rounds, bytes, &contenders);
     report::print(&conditions, std::slice::from_ref(&table), &[]);
     if let Some(path) = &args.json {
@@ -98,13 +102,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Everybody once per round, after one round that is not counted: it connects and touches every page.
-async fn measure(args: &Args, layout: KvLayout, layer_bytes: usize) -> anyhow::Result<Vec<Contender>> {
+async fn measure(args: &Args, layout: KvLayout, layer_bytes: usize, ends: &Ends) -> anyhow::Result<Vec<Contender>> {
     let kinds = if args.transports.is_empty() { TransportKind::ALL.to_vec() } else { args.transports.clone() };
     let mut copy = PlainCopy::new(layer_bytes, args.layers);
-    let mut socket = RawSocket::connect(layer_bytes * args.layers as usize)?;
+    let mut socket = RawSocket::connect(layer_bytes * args.layers as usize, ends)?;
     let mut pairs = Vec::new();
     for kind in kinds {
-        pairs.push(Pair::connect(kind, layout, args.tokens).await?);
+        pairs.push(Pair::connect(kind, layout, args.tokens, ends).await?);
     }
     let names = ["plain copy".to_owned(), "raw socket".to_owned()].into_iter();
     let names = names.chain(pairs.iter().map(|pair| pair.kind.to_string()));
@@ -189,7 +193,7 @@ mod tests {
             block_size: 16,
             blocks: 2,
         };
-        let contenders = measure(&args, layout, 20 * layout.token_bytes(KV_HEADS)).await.unwrap();
+        let contenders = measure(&args, layout, 20 * layout.token_bytes(KV_HEADS), &Ends::default()).await.unwrap();
         let names: Vec<_> = contenders.iter().map(|contender| contender.name.as_str()).collect();
         assert_eq!(names, ["plain copy", "raw socket", "inproc", "shm", "tcp", "grpc"]);
         for contender in &contenders[2..] {

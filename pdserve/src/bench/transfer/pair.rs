@@ -16,6 +16,7 @@ use transfer::{
 };
 use types::RequestKey;
 
+use super::ends::Ends;
 use super::{LAYER_COMPUTES, Sample, ms};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -39,13 +40,12 @@ pub(super) struct Pair {
 struct OwnRuntime(Option<Runtime>);
 
 impl OwnRuntime {
-    fn start() -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("bench-d")
-            .enable_all()
-            .build()
-            .context("no threads for D")?;
+    fn start(ends: &Ends) -> anyhow::Result<Self> {
+        let build = || {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2).thread_name("bench-d").enable_all().build()
+        };
+        let runtime = ends.start_d(build).flatten().context("no threads for D")?;
         Ok(Self(Some(runtime)))
     }
 
@@ -73,12 +73,17 @@ struct Side {
 
 impl Pair {
     /// Opens D's doors and fills P's memory.
-    pub(super) async fn connect(kind: TransportKind, layout: KvLayout, tokens: u32) -> anyhow::Result<Self> {
+    pub(super) async fn connect(
+        kind: TransportKind,
+        layout: KvLayout,
+        tokens: u32,
+        ends: &Ends,
+    ) -> anyhow::Result<Self> {
         let [p, d] = [Side::new(layout)?, Side::new(layout)?];
         let config =
             |name: String| TransferConfig { transports: vec![kind], ..TransferConfig::new(name.into(), 1, "bench") };
         let receiver = KvReceiver::new(config(format!("decode-{kind}")), d.store.clone());
-        let (runtime, d_side) = (OwnRuntime::start()?, receiver.clone());
+        let (runtime, d_side) = (OwnRuntime::start(ends)?, receiver.clone());
         let doors = async move {
             let listening = d_side.listen(LOOPBACK, LOOPBACK, 0).await?;
             let grpc = if kind == TransportKind::Grpc { Some(GrpcServer::start(&d_side).await?) } else { None };
