@@ -20,7 +20,7 @@ const JUDGED_TOKENS: u32 = 64;
 /// Candidates of each kind (most of the prompt cached, least busy) that are priced, and one at random; up to four times as many instances
 /// are all priced.
 const SHORTLIST: usize = 2;
-/// A pair that could be cheaper by this at most is not looked at: looking takes as long.
+/// A pair that could be cheaper by this at most is not looked at: it is less than a choice takes.
 const NEGLIGIBLE_SECONDS: f64 = 1e-6;
 
 /// As many as a short list has, mostly.

@@ -81,6 +81,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     };
     let layer_bytes = args.tokens as usize * layout.token_bytes(KV_HEADS);
     let bytes = layer_bytes * args.layers as usize;
+    // First, since it counts the cores of this process.
     let conditions = Conditions::gather();
     let ends = Ends::begin()?;
     let conditions = conditions
